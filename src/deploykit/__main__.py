@@ -1,0 +1,5 @@
+"""`python -m deploykit`."""
+
+from deploykit.cli.app import main
+
+main()

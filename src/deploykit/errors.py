@@ -1,0 +1,94 @@
+"""The tree of errors, each with the exit code that the command line ends with.
+
+    DeploykitError
+    ├── InternalError        1   our bug: a stage broke its own contract
+    ├── UsageError           2   the request itself makes no sense
+    ├── MissingComponent     5   a library or device asked for is not here
+    ├── ResourceError        5   no disk, no memory, a lock that another process holds
+    ├── BadInputError        7   corrupt, unsafe or tampered files
+    └── UnsupportedError     8   this target can't express this model
+        └── BakedAxisError   8   an axis declared dynamic works at the traced size only
+
+Failed and inconclusive gates are not errors: they are verdicts (see `deploykit.verdict`) with exit codes of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One thing to do next: what to type, and what that brings."""
+
+    action: str
+    effect: str = ""
+
+
+class DeploykitError(Exception):
+    """Base of every error that deploykit raises on purpose.
+
+    Args:
+        message: What happened, with the value that made it happen.
+        hints: What to do next, most useful first.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *hints: Hint) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints
+
+
+class InternalError(DeploykitError):
+    """A stage or session broke its own contract: a bug of deploykit."""
+
+    exit_code = 1
+
+
+class UsageError(DeploykitError):
+    """The request contradicts itself or names something that does not exist."""
+
+    exit_code = 2
+
+
+class MissingComponent(DeploykitError):
+    """A library or device that was asked for is not on this machine."""
+
+    exit_code = 5
+
+
+class ResourceError(DeploykitError):
+    """The machine lacks a resource: disk space, memory, or a lock held by another process."""
+
+    exit_code = 5
+
+
+class BadInputError(DeploykitError):
+    """A file is corrupt, unsafe, tampered with, or newer than this version reads."""
+
+    exit_code = 7
+
+
+class UnsupportedError(DeploykitError):
+    """The target can't express this model as asked."""
+
+    exit_code = 8
+
+
+class BakedAxisError(UnsupportedError):
+    """An axis that was declared dynamic works at the traced size only."""
+
+
+#: The order in which one exit code wins where several apply.
+EXIT_PRECEDENCE = (7, 8, 5, 3, 4, 6)
+
+
+def worst_exit_code(codes: list[int]) -> int:
+    """Return the code that wins among `codes` (0 when there is none)."""
+    for code in EXIT_PRECEDENCE:
+        if code in codes:
+            return code
+    return max(codes, default=0)

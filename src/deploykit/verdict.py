@@ -1,0 +1,228 @@
+"""What a measurement concludes: Verdict, Budget, GateResult, Judgement, Timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from deploykit.artifact import RunConfig
+from deploykit.errors import worst_exit_code
+
+#: The code of a verdict that could not be reached.
+INCONCLUSIVE_EXIT = 6
+
+
+class Verdict(str, Enum):
+    """The four endings of a check. There is no fifth: a check that crashed has failed."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, no password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not_run"
+
+    @classmethod
+    def worst(cls, verdicts: Iterable[Verdict]) -> Verdict:
+        """Return the gravest one; of nothing at all, NOT_RUN."""
+        order = (cls.FAIL, cls.INCONCLUSIVE, cls.PASS, cls.NOT_RUN)
+        return min(verdicts, key=order.index, default=cls.NOT_RUN)
+
+
+class GateKind(str, Enum):
+    """What a gate guards, and with that the exit code of its failure."""
+
+    DRIFT = "drift"
+    LATENCY = "latency"
+    AXIS = "axis"
+
+    @property
+    def exit_code(self) -> int:
+        """The code that the command line ends with when such a gate fails."""
+        return {GateKind.DRIFT: 3, GateKind.LATENCY: 4, GateKind.AXIS: 8}[self]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an artifact may drift. None: not gated.
+
+    Attributes:
+        relative_max: Largest max|a-b| / max|a| over the golden inputs.
+        sqnr_db: Least signal to quantization noise ratio over the golden inputs, dB.
+        cosine: Least cosine similarity of one golden output.
+        untied_flips: Most top-1 changes where the reference's margin is no tie.
+        agreement: Least share of equal top-1 answers, 0..1.
+        accuracy_drop: Largest loss of top-1 accuracy, 0..1.
+    """
+
+    relative_max: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    untied_flips: int | None = None
+    agreement: float | None = None
+    accuracy_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One bound, what was measured against it, and what follows.
+
+    Attributes:
+        kind: What it guards.
+        metric: Name of the measured quantity, such as "relative_max" or "agreement".
+        reference: What it was compared with, "pytorch" or "hub"; of a latency gate, the candidate.
+        value: The measured value.
+        lower: Lower confidence bound (equal to `value` where there is no sampling error).
+        upper: Upper confidence bound.
+        bound: The budget.
+        higher_is_better: Whether `bound` is a least value.
+        n: Samples behind `value`.
+        verdict: The conclusion.
+        reason: Why, where the numbers don't say it.
+    """
+
+    kind: GateKind
+    metric: str
+    reference: str
+    value: float
+    lower: float
+    upper: float
+    bound: float
+    higher_is_better: bool
+    n: int
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Where and how a session really ran, in the runtime's own words."""
+
+    backend: str
+    version: str
+    device: str
+    precision: str
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one artifact in one RunConfig.
+
+    Attributes:
+        artifact: Name of the artifact.
+        run: As it was asked to run.
+        ran: As it ran; None where it did not.
+        gates: Every gate that was judged.
+        metrics: Every number measured, gated or not.
+        verdict: The gravest gate.
+        reason: Why it was not run or crashed.
+        not_run: Checks that could not be made here, each with its reason.
+        measured_at: UTC, ISO 8601.
+    """
+
+    artifact: str
+    run: RunConfig
+    ran: Ran | None
+    gates: tuple[GateResult, ...]
+    metrics: Mapping[str, float]
+    verdict: Verdict
+    reason: str
+    not_run: tuple[str, ...]
+    measured_at: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A paired ratio over rounds: its median and the 95 % confidence interval of that median."""
+
+    median: float
+    lower: float
+    upper: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one candidate, one inference at a time.
+
+    Attributes:
+        candidate: Artifact name, or "pytorch" for the original.
+        run: As it was asked to run.
+        ran: As it ran.
+        batch: Rows per inference.
+        median_ms: Milliseconds per inference, over all timed inferences.
+        median_lower_ms: Lower end of the 95 % confidence interval of the rounds' medians.
+        median_upper_ms: Upper end.
+        p90_ms: Milliseconds.
+        p99_ms: Milliseconds.
+        min_ms: Milliseconds.
+        n: Timed inferences.
+        rounds: Bursts that they came in.
+        warmup: Inferences before the first timed one.
+        speedup: Time of the original over time of this, paired by round; None for the original.
+        measured_at: UTC, ISO 8601.
+    """
+
+    candidate: str
+    run: RunConfig
+    ran: Ran
+    batch: int
+    median_ms: float
+    median_lower_ms: float
+    median_upper_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    n: int
+    rounds: int
+    warmup: int
+    speedup: Ratio | None
+    measured_at: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found out about a bundle or an artifact.
+
+    Attributes:
+        subject: Path of what was judged.
+        judgements: One per artifact and RunConfig.
+        timings: One per candidate, the original among them.
+        latency: Latency gates that were asked for.
+    """
+
+    subject: str
+    judgements: tuple[Judgement, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    latency: tuple[GateResult, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest verdict of all."""
+        return Verdict.worst([*(j.verdict for j in self.judgements), *(gate.verdict for gate in self.latency)])
+
+    def count(self, verdict: Verdict) -> int:
+        """Return how many judgements ended so."""
+        return sum(judgement.verdict is verdict for judgement in self.judgements)
+
+    @property
+    def not_run(self) -> tuple[str, ...]:
+        """Every check that could not be made here, with its reason."""
+        return tuple(f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run)
+
+    def exit_code(self, *, strict: bool) -> int:
+        """Return the code that the command line ends with.
+
+        Args:
+            strict: Whether a check that was not run counts as inconclusive.
+        """
+        codes = [0]
+        for judgement in self.judgements:
+            failed = [gate.kind.exit_code for gate in judgement.gates if gate.verdict is Verdict.FAIL]
+            if judgement.verdict is Verdict.FAIL:
+                codes += failed or [GateKind.DRIFT.exit_code]
+        codes += [gate.kind.exit_code for gate in self.latency if gate.verdict is Verdict.FAIL]
+        verdicts = [j.verdict for j in self.judgements] + [gate.verdict for gate in self.latency]
+        if Verdict.INCONCLUSIVE in verdicts or (strict and self.not_run):
+            codes.append(INCONCLUSIVE_EXIT)
+        return worst_exit_code(codes)
