@@ -1,0 +1,1 @@
+"""Images in: decoding, preprocessing, labelled sets. numpy and Pillow."""

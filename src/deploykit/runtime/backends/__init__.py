@@ -1,0 +1,1 @@
+"""One file per inference runtime, each behind the protocol of `base`."""

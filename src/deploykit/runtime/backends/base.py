@@ -1,0 +1,171 @@
+"""Backend and Session: the small protocol that every inference runtime implements, in one file each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit import registry
+from deploykit.artifact import RunConfig, TensorSpec
+from deploykit.errors import InternalError, UsageError
+from deploykit.optional import COMPONENTS, Component
+from deploykit.verdict import Ran
+
+Tensor = NDArray[Any]
+GROUP = "deploykit.backends"
+
+
+class Session(ABC):
+    """An opened model. Public methods check; `_infer` and `_close` do the work.
+
+    A session says where it really runs (`ran`). A runtime that fell back to another device or precision than the RunConfig
+    names must not be returned by `Backend.open`.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], ran: Ran) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.ran = ran
+        self._open = True
+
+    def infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once.
+
+        Args:
+            feeds: One array per input, by name, with the dtype and shape that `inputs` declares.
+
+        Returns:
+            One array per output, by name. The arrays are the caller's to keep.
+
+        Raises:
+            UsageError: The session is closed, or a feed is missing, unknown, or of another dtype or shape.
+        """
+        native = self._checked(feeds)
+        results = self._infer(native)
+        if list(results) != [spec.name for spec in self.outputs]:
+            raise InternalError(f"{self.ran.backend} returned outputs {list(results)}; declared: {self.outputs}")
+        return results
+
+    def _checked(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `feeds` in the order of `inputs`, contiguous and in native byte order. Raises what `infer` does."""
+        if not self._open:
+            raise UsageError("this session is closed")
+        expected = {spec.name for spec in self.inputs}
+        if set(feeds) != expected:
+            raise UsageError(f"this model takes inputs {sorted(expected)}, not {sorted(feeds)}")
+        for spec in self.inputs:
+            problem = spec.mismatch(feeds[spec.name].dtype.name, feeds[spec.name].shape)
+            if problem:
+                raise UsageError(f"input {problem}")
+        return {spec.name: np.asarray(feeds[spec.name], dtype=spec.dtype, order="C") for spec in self.inputs}
+
+    def close(self) -> None:
+        """Free the runtime's memory. Closing twice is harmless."""
+        if self._open:
+            self._open = False
+            self._close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts embedded in the file, such as labels and preprocessing, by key."""
+        return {}
+
+    @abstractmethod
+    def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+class Backend(ABC):
+    """One inference runtime.
+
+    Attributes:
+        name: As in `RunConfig.backend`.
+        module: Key of `deploykit.optional.COMPONENTS`.
+        suffixes: Of the main files that it opens.
+        judged: Precisions that a file is judged in: full precision, and the runtime's own choice where that may differ.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    judged: ClassVar[tuple[str, ...]] = ("f32",)
+
+    @property
+    def component(self) -> Component:
+        """The library behind it."""
+        return COMPONENTS[self.module]
+
+    def open(self, model: str, config: RunConfig) -> Session:
+        """Open `model` so that it runs as `config` says.
+
+        Args:
+            model: Path of an artifact's main file; for the backend of originals, the original's source.
+            config: How to run it.
+
+        Raises:
+            UsageError: `config` is another backend's, asks for no threads, or `model` has a suffix that isn't opened here.
+            MissingComponent: The runtime or the device is not here.
+            BadInputError: The file can't be read by this runtime.
+            UnsupportedError: The runtime refuses the model or the precision.
+        """
+        if config.backend != self.name:
+            raise UsageError(f"backend {self.name!r} can't run a RunConfig of backend {config.backend!r}")
+        if config.threads is not None and config.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {config.threads}")
+        if self.suffixes and not model.endswith(self.suffixes):
+            raise UsageError(f"{self.name} opens {' and '.join(self.suffixes)} files, not {model!r}")
+        self.component.require()
+        return self._open(model, config)
+
+    @abstractmethod
+    def _open(self, model: str, config: RunConfig) -> Session: ...
+
+    @abstractmethod
+    def code(self, file: str, config: RunConfig) -> str:
+        """Return stock Python that opens `file` as `config` says, without deploykit."""
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend registered as `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    backend = registry.load(GROUP, name)
+    if not isinstance(backend, Backend):
+        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(backend).__name__}, not a Backend")
+    return backend
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all registered backends."""
+    return registry.names(GROUP)
+
+
+def backend_for(file: str) -> Backend:
+    """Return the backend that files named like `file` are made for: of those that open it, the one that opens least else.
+
+    Raises:
+        UsageError: No backend opens such files.
+    """
+    backends = [get_backend(name) for name in backend_names()]
+    found = sorted((backend for backend in backends if file.endswith(backend.suffixes)), key=lambda b: len(b.suffixes))
+    if not found:
+        suffixes = sorted({suffix for backend in backends for suffix in backend.suffixes})
+        raise UsageError(f"{file} is nothing that a backend opens: expected {', '.join(suffixes)}")
+    return found[0]

@@ -1,0 +1,133 @@
+"""Model files as they come from strangers: what an ONNX file refers to is checked before any runtime opens it.
+
+An ONNX file may name further files that hold its weights. Not every runtime that we support minds where they lie: ONNX Runtime
+1.20 opens `../../secret` without a word. The `onnx` package may be absent where a
+model is only run, so this walks the protobuf itself: lengths and tags, never the weights, a few milliseconds per file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from deploykit.errors import BadInputError
+
+Buffer = mmap.mmap | bytes
+
+#: The messages of onnx.proto on the way from a model to its tensors: field number to the kind of message it holds.
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_KEY, _VALUE = 1, 2  # fields of an entry of TensorProto.external_data
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types
+_FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
+
+
+def checked_model(model: str) -> Path:
+    """Return the path of a model file whose references stay inside its folder.
+
+    Args:
+        model: Path of a model's main file. Only files called `.onnx` are looked into.
+
+    Raises:
+        BadInputError: No such file; not a protobuf; or external data that is missing or lies outside the file's folder.
+    """
+    path = Path(model)
+    if not path.is_file():
+        raise BadInputError(f"{model} is {'no file' if path.exists() else 'missing'}")
+    if path.suffix == ".onnx":
+        for location in external_locations(path):
+            _check_location(path, location)
+    return path
+
+
+def external_locations(path: Path) -> tuple[str, ...]:
+    """Return the locations of external data that an ONNX file names, each once, in order.
+
+    Raises:
+        BadInputError: The file is empty or not a protobuf.
+    """
+    if path.stat().st_size == 0:
+        raise BadInputError(f"{path} is empty")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return tuple(dict.fromkeys(raw.decode("utf-8") for raw in _locations(data)))
+        except ValueError as error:
+            raise BadInputError(f"{path} is no intact ONNX file: {error}") from error
+
+
+def _check_location(path: Path, location: str) -> None:
+    unsafe = f"{path} takes weights from {location!r}, "
+    windows = PureWindowsPath(location)
+    if PurePosixPath(location).is_absolute() or windows.drive or windows.root:
+        raise BadInputError(unsafe + "an absolute path: external data must lie in the model's folder")
+    if ".." in windows.parts:
+        raise BadInputError(unsafe + "which leads outside the model's folder")
+    target = path.parent / location
+    if not target.is_file():
+        raise BadInputError(unsafe + f"but {target} is missing")
+    if not target.resolve().is_relative_to(path.parent.resolve()):
+        raise BadInputError(unsafe + f"a link to {target.resolve()} outside the model's folder")
+
+
+def _locations(data: Buffer) -> Iterator[bytes]:
+    """Yield the value of every external_data entry called "location". Raises ValueError where the bytes make no sense."""
+    stack = [("model", 0, len(data))]
+    while stack:
+        kind, start, end = stack.pop()
+        if kind == "entry":
+            entry = {number: data[first:last] for number, first, last in _messages(data, start, end)}
+            if entry.get(_KEY) == b"location":
+                yield entry.get(_VALUE, b"")
+            continue
+        wanted = _FIELDS[kind]
+        found = [
+            (wanted[number], first, last) for number, first, last in _messages(data, start, end) if number in wanted
+        ]
+        stack.extend(reversed(found))
+
+
+def _messages(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (field number, start, end) of every length-delimited field of the message in `data[position:end]`."""
+    while position < end:
+        start = position
+        tag, position = _varint(data, position, end)
+        number, wire = tag >> 3, tag & 7
+        if number == 0 or tag >= 1 << 32:
+            raise ValueError(f"impossible field tag {tag} at byte {start}")
+        if wire == _LENGTH:
+            size, position = _varint(data, position, end)
+            if size > end - position:
+                raise ValueError(f"field {number} at byte {start} claims {size} bytes, {end - position} are left")
+            yield number, position, position + size
+            position += size
+        elif wire == _VARINT:
+            _, position = _varint(data, position, end)
+        elif wire in _FIXED:
+            position += _FIXED[wire]
+        else:
+            raise ValueError(f"wire type {wire} at byte {start} is not used by ONNX")
+    if position > end:
+        raise ValueError(f"the file ends within a field, at byte {end}")
+
+
+def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+    """Return a base-128 number and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            raise ValueError(f"the file ends within a number, at byte {end}")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError(f"number of more than ten bytes before byte {position}")

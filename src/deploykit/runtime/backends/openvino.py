@@ -1,0 +1,239 @@
+"""OpenVINO: opens its own IR and ONNX files on the CPU, or on an Intel GPU where there is one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+from deploykit.artifact import Axis, RunConfig, TensorSpec
+from deploykit.errors import BadInputError, DeploykitError, MissingComponent, UnsupportedError, UsageError
+from deploykit.runtime.backends.base import Backend, Session, Tensor
+from deploykit.runtime.backends.external_data import checked_model
+from deploykit.verdict import Ran
+
+AXES_KEY: Final = "deploykit.axes"
+TELEMETRY: Final = "openvino_telemetry"
+
+_DEVICES: Final[Mapping[str, str]] = {"cpu": "CPU", "gpu": "GPU"}
+_PRECISIONS: Final = ("f32", "bf16", "f16")
+#: Properties that a RunConfig has a field for.
+_OWN_FIELDS: Final[Mapping[str, str]] = {"INFERENCE_PRECISION_HINT": "precision", "INFERENCE_NUM_THREADS": "threads"}
+_DTYPES: Final[Mapping[str, str]] = {
+    "boolean": "bool",
+    **{f"f{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
+}
+#: What OpenVINO says where a model is sound but beyond it.
+_BEYOND: Final = ("OpConversionFailure", "No conversion rule found", "unsupported opset", "Cannot create")
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO with its telemetry off.
+
+    The mere import reports to a telemetry service. OpenVINO has a stub of its own for where the package `openvino_telemetry`
+    is absent: in this process it is. Nothing changes where a program imported that package itself.
+    """
+    sys.modules.setdefault(TELEMETRY, cast("ModuleType", None))
+    return importlib.import_module("openvino")
+
+
+class OpenVinoSession(Session):
+    """A model compiled by OpenVINO, with one inference request."""
+
+    def __init__(self, path: Path, compiled: Any, metadata: Mapping[str, str], ran: Ran) -> None:  # noqa: ANN401
+        axes = _axes(path, metadata)
+        inputs = tuple(_spec(path, port, axes) for port in compiled.inputs)
+        outputs = tuple(_spec(path, port, axes) for port in compiled.outputs)
+        super().__init__(inputs, outputs, ran)
+        self._path = path
+        self._metadata = metadata
+        self._request: Any = compiled.create_infer_request()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file's rt_info holds for deploykit, under the keys that an ONNX file has it under."""
+        return self._metadata
+
+    def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        by_index = {index: feeds[spec.name] for index, spec in enumerate(self.inputs)}
+        try:
+            results = self._request.infer(by_index, share_inputs=True, share_outputs=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise UnsupportedError(f"OpenVINO can't run {self._path} on {shapes}: {_last_line(error)}") from error
+        return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
+
+    def _close(self) -> None:
+        self._request = None
+
+
+class OpenVinoBackend(Backend):
+    """OpenVINO."""
+
+    name = "openvino"
+    module = "openvino"
+    suffixes = (".xml", ".onnx")
+    judged = ("f32", "auto")
+
+    def _open(self, model: str, config: RunConfig) -> Session:
+        openvino = import_openvino()
+
+        properties = _properties(config)
+        core = openvino.Core()
+        device = _device(config, core.available_devices)
+        path = checked_model(model)
+        try:
+            read = core.read_model(str(path))
+        except RuntimeError as error:
+            raise _unreadable(path, error) from error
+        metadata = _metadata(read)
+        try:
+            compiled = core.compile_model(read, device, properties)
+        except RuntimeError as error:
+            raise _uncompilable(path, config, error) from error
+        ran = _ran(openvino.__version__, compiled)
+        _check_ran(path, config, device, compiled, ran)
+        return OpenVinoSession(path, compiled, metadata, ran)
+
+    def code(self, file: str, config: RunConfig) -> str:
+        """Return stock Python that opens `file` as `config` says and defines `infer(feeds)`."""
+        device = _device(config, list(_DEVICES.values()))
+        return "\n".join(
+            [
+                "import openvino as ov",
+                "",
+                f"properties = {_properties(config)!r}",
+                f"model = ov.Core().compile_model({file!r}, {device!r}, properties)",
+                "request = model.create_infer_request()",
+                "",
+                "",
+                "def infer(feeds):",
+                "    results = request.infer(feeds, share_outputs=False)",
+                "    return {port.any_name: results[port] for port in model.outputs}",
+                "",
+            ]
+        )
+
+
+def _properties(config: RunConfig) -> dict[str, str | int]:
+    for key in config.hints:
+        if key in _OWN_FIELDS:
+            raise UsageError(f"set {_OWN_FIELDS[key]} of the RunConfig, not the hint {key}={config.hints[key]}")
+    properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", **dict(sorted(config.hints.items()))}
+    if config.precision != "auto":
+        if config.precision not in _PRECISIONS:
+            raise UnsupportedError(f"OpenVINO computes in {', '.join(_PRECISIONS)} or auto, not {config.precision!r}")
+        properties["INFERENCE_PRECISION_HINT"] = config.precision
+    if config.threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = config.threads
+    return properties
+
+
+def _device(config: RunConfig, available: list[str]) -> str:
+    device = _DEVICES.get(config.device)
+    if device is None or not any(_family(one) == device for one in available):
+        raise MissingComponent(f"OpenVINO has no device {config.device!r} here; it has: {', '.join(available).lower()}")
+    return device
+
+
+def _family(device: str) -> str:
+    """Return "GPU" of "GPU.0"."""
+    return device.partition(".")[0]
+
+
+def _ran(version: str, compiled: Any) -> Ran:  # noqa: ANN401 - the library has no types
+    device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == "CPU" else None
+    return Ran(OpenVinoBackend.name, version, device, precision, threads)
+
+
+def _check_ran(path: Path, config: RunConfig, device: str, compiled: Any, ran: Ran) -> None:  # noqa: ANN401
+    """Compare what was compiled with what was asked for; OpenVINO falls back without a word."""
+    if any(_family(one) != device for one in ran.device.split(",")):
+        raise UnsupportedError(f"asked to run {path} on {device}, OpenVINO runs it on {ran.device}")
+    if config.threads is not None and ran.threads is not None and ran.threads != config.threads:
+        raise UnsupportedError(f"asked for {config.threads} threads, OpenVINO gives {path} {ran.threads}")
+    if config.precision == "auto":
+        return
+    if ran.precision != config.precision:
+        raise UnsupportedError(f"asked to compute {path} in {config.precision}, OpenVINO chose {ran.precision}")
+    if config.precision == "f32" or device != "CPU":
+        return
+    used = {node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()}
+    if config.precision not in used:
+        raise UnsupportedError(
+            f"asked to compute {path} in {config.precision}, OpenVINO runs its layers in {', '.join(sorted(used))}"
+        )
+
+
+def _metadata(model: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return deploykit's texts: an IR keeps them under rt_info "deploykit", one read from ONNX under "framework"."""
+    found: dict[str, str] = {}
+    if model.has_rt_info(["framework"]):
+        values = model.get_rt_info(["framework"]).value
+        if isinstance(values, dict):
+            found |= {key: str(text) for key, text in values.items() if key.startswith("deploykit.")}
+    if model.has_rt_info(["deploykit"]):
+        values = model.get_rt_info(["deploykit"]).value
+        if isinstance(values, dict):
+            found |= {f"deploykit.{key}": str(text) for key, text in values.items()}
+    return found
+
+
+def _axes(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
+    """Return the names of dynamic dimensions: tensor name to index (as text) to axis name."""
+    text = metadata.get(AXES_KEY, "{}")
+    try:
+        axes = json.loads(text)
+    except ValueError:
+        axes = None
+    if not isinstance(axes, dict) or not all(isinstance(names, dict) for names in axes.values()):
+        raise BadInputError(
+            f'{path}: {AXES_KEY} must be JSON such as {{"input": {{"0": "batch"}}}}, found {text[:80]!r}'
+        )
+    return axes
+
+
+def _spec(path: Path, port: Any, axes: Mapping[str, Mapping[str, str]]) -> TensorSpec:  # noqa: ANN401
+    if not port.names:
+        raise UnsupportedError(f"{path}: tensor {port.get_index()} of {port.node.friendly_name!r} has no name")
+    name: str = port.any_name
+    kind = port.element_type.get_type_name()
+    if kind not in _DTYPES:
+        raise UnsupportedError(f"{path}: {name!r} is of type {kind}, which numpy can't hold")
+    if port.partial_shape.rank.is_dynamic:
+        raise UnsupportedError(f"{path}: {name!r} has no fixed number of dimensions")
+    names = axes.get(name, {})
+    shape = tuple(
+        Axis.unbounded(str(names.get(str(index), f"{name}_{index}"))) if dim.is_dynamic else int(dim.get_length())
+        for index, dim in enumerate(port.partial_shape)
+    )
+    return TensorSpec(name, _DTYPES[kind], shape)
+
+
+def _last_line(error: Exception) -> str:
+    """Return the line that says something: OpenVINO puts its own source lines before it."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _unreadable(path: Path, error: Exception) -> DeploykitError:
+    if any(words in str(error) for words in _BEYOND):
+        return UnsupportedError(f"OpenVINO can't express {path}: {_last_line(error)}")
+    return BadInputError(f"OpenVINO can't read {path}: {_last_line(error)}")
+
+
+def _uncompilable(path: Path, config: RunConfig, error: Exception) -> DeploykitError:
+    for key, value in config.hints.items():
+        if f"property {key}" in str(error) or f"property key {key}" in str(error):
+            return UsageError(f"OpenVINO refuses the hint {key}={value}: {_last_line(error)}")
+    return UnsupportedError(f"OpenVINO can't compile {path}: {_last_line(error)}")
+
+
+BACKEND = OpenVinoBackend()

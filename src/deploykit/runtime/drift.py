@@ -1,0 +1,167 @@
+"""How far two sets of outputs lie apart. Pure numpy, float64 inside.
+
+Notation: r is the reference, c the candidate; rows are samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A reference whose two best logits are nearer than this has no answer of its own (absolute, in logits).
+TIE_MARGIN = 1e-4
+
+Array = NDArray[Any]
+
+
+def relative_max(reference: Array, candidate: Array) -> float:
+    """Return max|r - c| / max|r|; 0 where both are zero, inf where only r is, NaN where c holds one.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    peak = float(np.abs(r).max())
+    worst = float(np.abs(r - c).max())
+    if peak == 0.0:
+        return 0.0 if worst == 0.0 else (worst if np.isnan(worst) else np.inf)
+    return worst / peak
+
+
+def sqnr_db(reference: Array, candidate: Array) -> float:
+    """Return 10 log10(sum r^2 / sum (r - c)^2) in dB; inf where they are equal.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    noise = float(np.square(r - c).sum())
+    signal = float(np.square(r).sum())
+    if noise == 0.0:
+        return np.inf
+    if signal == 0.0:
+        return -np.inf
+    return float(10.0 * np.log10(signal / noise))
+
+
+def cosine_min(reference: Array, candidate: Array) -> float:
+    """Return the least cosine similarity of a row of r with the same row of c; 1 where both rows are zero.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    r, c = r.reshape(len(r), -1), c.reshape(len(c), -1)
+    norms = np.linalg.norm(r, axis=1) * np.linalg.norm(c, axis=1)
+    dots = (r * c).sum(axis=1)
+    both_zero = ~r.any(axis=1) & ~c.any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.where(both_zero, 1.0, np.where(norms == 0.0, 0.0, dots / norms))
+    return float(np.clip(cosines, -1.0, 1.0).min())
+
+
+def is_finite(values: Array) -> bool:
+    """Tell whether there is neither a NaN nor an infinity."""
+    return bool(np.isfinite(values).all())
+
+
+def _pair(reference: Array, candidate: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: reference {list(reference.shape)}, candidate {list(candidate.shape)}")
+    if reference.size == 0:
+        raise ValueError("nothing to compare: the outputs hold no values")
+    return reference.astype(np.float64), candidate.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Top-1 answers of a candidate beside the reference's, counted.
+
+    Attributes:
+        n: Samples.
+        correct_reference: The reference names the label.
+        correct_candidate: The candidate names the label.
+        flips: Their answers differ.
+        untied_flips: They differ though the reference's margin is at least `TIE_MARGIN`.
+        lost: The reference was right and the candidate is wrong.
+        gained: The reference was wrong and the candidate is right.
+    """
+
+    n: int
+    correct_reference: int
+    correct_candidate: int
+    flips: int
+    untied_flips: int
+    lost: int
+    gained: int
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal answers; NaN of no samples."""
+        return (self.n - self.flips) / self.n if self.n else float("nan")
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Accuracy of the reference less that of the candidate; NaN of no samples."""
+        return (self.lost - self.gained) / self.n if self.n else float("nan")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Top-1 answers of the reference, which is all that judging a classifier needs to keep of it.
+
+    Attributes:
+        top1: Class index, int64 [N].
+        margin: Best logit less the second best, float32 [N]; inf where there is one class.
+        labels: True class index, int64 [N].
+    """
+
+    top1: Array
+    margin: Array
+    labels: Array
+
+    @classmethod
+    def of(cls, logits: Array, labels: Array) -> Answers:
+        """Reduce logits [N, classes] and labels [N].
+
+        Raises:
+            ValueError: Shapes don't fit one another.
+        """
+        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"logits must be [N, classes] with labels [N]; found {list(logits.shape)}, {list(labels.shape)}"
+            )
+        best_two = np.sort(logits.astype(np.float64), axis=1)[:, -2:]
+        margin = best_two[:, -1] - best_two[:, 0] if logits.shape[1] > 1 else np.full(len(logits), np.inf)
+        return cls(logits.argmax(axis=1).astype(np.int64), margin.astype(np.float32), labels.astype(np.int64))
+
+
+def classify(reference: Answers, candidate: Array) -> Classification:
+    """Compare top-1 answers.
+
+    Args:
+        reference: Of N samples.
+        candidate: Logits [N, classes]. A row that holds a NaN or an infinity counts as a flip and as wrong.
+
+    Raises:
+        ValueError: Shapes don't fit one another.
+    """
+    if candidate.ndim != 2 or len(candidate) != len(reference.top1):
+        raise ValueError(f"logits must be [{len(reference.top1)}, classes]; found {list(candidate.shape)}")
+    valid = np.isfinite(candidate).all(axis=1)
+    answer = np.where(valid, candidate.argmax(axis=1), -1)
+    tied = (reference.margin < TIE_MARGIN) & valid
+    flipped = answer != reference.top1
+    right_r, right_c = reference.top1 == reference.labels, answer == reference.labels
+    return Classification(
+        n=len(answer),
+        correct_reference=int(right_r.sum()),
+        correct_candidate=int(right_c.sum()),
+        flips=int(flipped.sum()),
+        untied_flips=int((flipped & ~tied).sum()),
+        lost=int((right_r & ~right_c).sum()),
+        gained=int((~right_r & right_c).sum()),
+    )

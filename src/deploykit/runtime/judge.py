@@ -1,0 +1,302 @@
+"""Judge a session: run the golden inputs, every declared dynamic axis and the labelled images; gate what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifact import Axis, Preprocess, RunConfig, TensorSpec
+from deploykit.data.preprocess import normalize
+from deploykit.errors import DeploykitError, MissingComponent, UnsupportedError
+from deploykit.runtime import drift, gate
+from deploykit.runtime.backends.base import Session, Tensor
+from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict
+
+PYTORCH, HUB = "pytorch", "hub"
+#: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
+AXIS_SIZES = (1, 3, 5, 8)
+CHUNK = 16
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Fixed inputs and what was computed from them, rows first: arrays [G, ...] by tensor name.
+
+    Attributes:
+        inputs: float32 inputs.
+        references: Outputs of "pytorch", and of "hub" (the simplified fp32 ONNX in ONNX Runtime) where known.
+    """
+
+    inputs: Tensors
+    references: Mapping[str, Tensors]
+
+    @property
+    def count(self) -> int:
+        """Number of golden inputs."""
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled images, prepared, with the reference's answers.
+
+    Attributes:
+        crops: uint8 [N, height, width, 3].
+        answers: The original's top-1 answers to them, and the labels.
+        recipe: How crops become inputs.
+    """
+
+    crops: NDArray[np.uint8]
+    answers: drift.Answers
+    recipe: Preprocess
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What to judge by.
+
+    Attributes:
+        golden: Always judged.
+        budgets: By the precision that a session computes in.
+        axes: Declared dynamic axes by name, with the size that each was traced at.
+        evaluation: Labelled images; None leaves the task gates out.
+        without_evaluation: Why they could not be had though they should have been; "" where there were never any.
+    """
+
+    golden: Golden
+    budgets: Mapping[str, Budget]
+    axes: Mapping[str, int] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    without_evaluation: str = ""
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def not_run(artifact: str, run: RunConfig, reason: str) -> Judgement:
+    """Return the judgement of something that can't run here."""
+    return Judgement(artifact, run, None, (), {}, Verdict.NOT_RUN, reason, (reason,), now())
+
+
+def judge(
+    artifact: str,
+    run: RunConfig,
+    open_session: Callable[[], Session],
+    brief: Brief,
+    progress: Callable[[int, int], None] | None = None,
+) -> Judgement:
+    """Open a session, run everything in `brief` through it and gate the results.
+
+    A component that is missing makes the judgement NOT_RUN; whatever else breaks makes it FAIL, since a check that
+    crashed has not passed.
+
+    Args:
+        artifact: Its name.
+        run: How it was asked to run.
+        open_session: Opens it so.
+        brief: What to judge by.
+        progress: Called with images done and images in all.
+
+    Raises:
+        BadInputError: The artifact's file can't be read.
+        UnsupportedError: The runtime refuses the model.
+    """
+    try:
+        session = open_session()
+    except MissingComponent as error:
+        return not_run(artifact, run, error.message)
+    with session:
+        budget = brief.budgets.get(session.ran.precision)
+        if budget is None:
+            raise UnsupportedError(
+                f"{artifact}: no budget for a run in {session.ran.precision}; there are: {', '.join(brief.budgets)}"
+            )
+        gates, metrics, skipped, reason = _measure(session, brief, budget, progress)
+        verdict = Verdict.worst(result.verdict for result in gates)
+        verdict = Verdict.FAIL if reason else verdict
+        return Judgement(artifact, run, session.ran, gates, metrics, verdict, reason, skipped, now())
+
+
+def _measure(
+    session: Session, brief: Brief, budget: Budget, progress: Callable[[int, int], None] | None
+) -> tuple[tuple[GateResult, ...], dict[str, float], tuple[str, ...], str]:
+    gates: list[GateResult] = []
+    metrics: dict[str, float] = {}
+    skipped: list[str] = []
+    try:
+        _judge_golden(session, brief.golden, budget, gates, metrics)
+        gates += _judge_axes(session, brief, budget, skipped)
+        if brief.evaluation is None and brief.without_evaluation:
+            skipped.append(f"task gates: {brief.without_evaluation}")
+        if brief.evaluation is not None:
+            _judge_task(session, brief.evaluation, budget, (gates, metrics), progress)
+    except DeploykitError as error:
+        return tuple(gates), metrics, tuple(skipped), f"the check crashed: {error.message}"
+    except (ValueError, RuntimeError, KeyError) as error:
+        return tuple(gates), metrics, tuple(skipped), f"the check crashed: {type(error).__name__}: {error}"
+    return tuple(gates), metrics, tuple(skipped), ""
+
+
+def run_rows(session: Session, inputs: Tensors, chunk: int = CHUNK) -> dict[str, Tensor]:
+    """Run any number of rows through a session of static or dynamic batch.
+
+    The last chunk of a static batch is filled up by repeating its last row; what comes of that is cut off.
+
+    Args:
+        session: Its inputs' first dimension is the batch.
+        inputs: Arrays [N, ...] by name, N at least 1.
+        chunk: Rows at a time where the batch is dynamic.
+
+    Returns:
+        Arrays [N, ...] by name.
+    """
+    batch = session.inputs[0].shape[0]
+    size = min(chunk, batch.max) if isinstance(batch, Axis) else batch
+    total = len(next(iter(inputs.values())))
+    pieces: list[dict[str, Tensor]] = []
+    for start in range(0, total, size):
+        rows = {name: array[start : start + size] for name, array in inputs.items()}
+        count = len(next(iter(rows.values())))
+        if not isinstance(batch, Axis) and count < size:
+            rows = {name: np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for name, a in rows.items()}
+        pieces.append({name: array[:count] for name, array in session.infer(rows).items()})
+    return {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in session.outputs}
+
+
+def _judge_golden(
+    session: Session, golden: Golden, budget: Budget, gates: list[GateResult], metrics: dict[str, float]
+) -> None:
+    outputs = run_rows(session, golden.inputs)
+    for reference, expected in golden.references.items():
+        for name, array in expected.items():
+            if name not in outputs:
+                raise ValueError(f"output {name!r} is missing; found: {', '.join(outputs)}")
+            gates += _numeric_gates(array, outputs[name], budget, reference, metrics)
+
+
+def _numeric_gates(
+    expected: Tensor, found: Tensor, budget: Budget, reference: str, metrics: dict[str, float]
+) -> Iterator[GateResult]:
+    n = len(expected)
+    yield gate.numeric_gate(
+        "finite", float(drift.is_finite(found)), 1.0, higher_is_better=True, reference=reference, n=n
+    )
+    measured = {
+        "relative_max": (drift.relative_max(expected, found), budget.relative_max, False),
+        "sqnr_db": (drift.sqnr_db(expected, found), budget.sqnr_db, True),
+        "cosine": (drift.cosine_min(expected, found), budget.cosine, True),
+    }
+    for metric, (value, bound, higher) in measured.items():
+        metrics[metric if reference == PYTORCH else f"{metric}_from_{reference}"] = value
+        if bound is not None:
+            yield gate.numeric_gate(metric, value, bound, higher_is_better=higher, reference=reference, n=n)
+
+
+def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:
+    """Run every axis that the graph or the bundle calls dynamic at sizes other than the traced one."""
+    rows = {dim.name for spec in session.inputs for dim in spec.shape[:1] if isinstance(dim, Axis)}
+    for axis in sorted({axis.name for spec in session.inputs for axis in spec.axes} | set(brief.axes)):
+        if axis in rows or axis in brief.axes:
+            for size in AXIS_SIZES:
+                if size != brief.axes.get(axis):
+                    yield _judge_axis(session, brief.golden, budget, axis, size)
+        else:
+            skipped.append(f"axis {axis!r}: there are no golden inputs of other sizes")
+
+
+def _judge_axis(session: Session, golden: Golden, budget: Budget, axis: str, size: int) -> GateResult:
+    """Run `size` golden rows at once: each must come out as it did alone."""
+    rows = {name: np.resize(array, (size, *array.shape[1:])) for name, array in golden.inputs.items()}
+    name, expected = next(iter(golden.references[PYTORCH].items()))
+    bound = budget.sqnr_db if budget.sqnr_db is not None else 0.0
+    problem, value = "", float("nan")
+    try:
+        value = drift.sqnr_db(np.resize(expected, (size, *expected.shape[1:])), session.infer(rows)[name])
+    except (DeploykitError, ValueError, RuntimeError) as error:
+        problem = f"axis {axis!r} is baked: size {size} fails with: {str(error).splitlines()[0][:200]}"
+    passed = value >= bound
+    if not passed and not problem:
+        problem = f"axis {axis!r} is baked: at size {size} the outputs differ from the same inputs run alone"
+    return GateResult(
+        kind=GateKind.AXIS,
+        metric=f"{axis}={size}",
+        reference=PYTORCH,
+        value=value,
+        lower=value,
+        upper=value,
+        bound=bound,
+        higher_is_better=True,
+        n=size,
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
+        reason=problem,
+    )
+
+
+def _judge_task(
+    session: Session,
+    evaluation: Evaluation,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    gates, metrics = into
+    counts = drift.classify(evaluation.answers, logits_of(session, evaluation.crops, evaluation.recipe, progress))
+    metrics |= {
+        "images": float(counts.n),
+        "agreement": counts.agreement,
+        "flips": float(counts.flips),
+        "untied_flips": float(counts.untied_flips),
+        "top1": counts.correct_candidate / counts.n if counts.n else float("nan"),
+        "top1_reference": counts.correct_reference / counts.n if counts.n else float("nan"),
+        "accuracy_drop": counts.accuracy_drop,
+    }
+    if budget.untied_flips is not None:
+        gates.append(
+            gate.numeric_gate(
+                "untied_flips",
+                counts.untied_flips,
+                budget.untied_flips,
+                higher_is_better=False,
+                reference=PYTORCH,
+                n=counts.n,
+            )
+        )
+    if budget.agreement is not None:
+        gates.append(gate.agreement_gate(counts, budget.agreement))
+    if budget.accuracy_drop is not None:
+        gates.append(gate.accuracy_drop_gate(counts, budget.accuracy_drop))
+
+
+def logits_of(
+    session: Session,
+    crops: NDArray[np.uint8],
+    recipe: Preprocess,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Return the session's first output for every crop: float32 [N, classes]; N may be 0."""
+    name, output, total = session.inputs[0].name, session.outputs[0], len(crops)
+    if total == 0:
+        return np.empty((0, *(dim for dim in output.shape[1:] if isinstance(dim, int))), np.float32)
+    pieces = []
+    for start in range(0, total, CHUNK):
+        rows = normalize(crops[start : start + CHUNK], recipe)
+        pieces.append(run_rows(session, {name: rows})[output.name])
+        if progress is not None:
+            progress(min(start + CHUNK, total), total)
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def feeds_of(specs: tuple[TensorSpec, ...], golden: Golden, batch: int) -> dict[str, Tensor]:
+    """Return golden inputs as one feed: the static batch, or `batch` rows where it is dynamic."""
+    size = next((dim for spec in specs for dim in spec.shape[:1] if isinstance(dim, int)), batch)
+    return {
+        spec.name: np.resize(golden.inputs[spec.name], (size, *golden.inputs[spec.name].shape[1:])) for spec in specs
+    }

@@ -1,0 +1,52 @@
+"""A Report as plain JSON values, for `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact import Artifact
+from deploykit.serde import to_json
+from deploykit.verdict import Report, Verdict
+
+
+def report_record(report: Report) -> dict[str, Any]:
+    """Return everything that a report holds, with its verdict."""
+    return {
+        "subject": report.subject,
+        "verdict": report.verdict.value,
+        "not_run": list(report.not_run),
+        "judgements": to_json(report.judgements),
+        "timings": to_json(report.timings),
+        "latency": to_json(report.latency),
+    }
+
+
+def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> dict[str, Any]:
+    """Return the result of an export: the bundle, its verdict, and each artifact with verdict and metrics.
+
+    An artifact's verdict is the gravest of its runs; its metrics are those of the recommended run. `runs` has them all.
+    """
+    return {
+        "bundle": str(root),
+        "verdict": report.verdict.value,
+        "not_run": list(report.not_run),
+        "artifacts": [_artifact_record(root, artifact, report) for artifact in artifacts],
+        "timings": to_json(report.timings),
+    }
+
+
+def _artifact_record(root: Path, artifact: Artifact, report: Report) -> dict[str, Any]:
+    runs = [judgement for judgement in report.judgements if judgement.artifact == artifact.name]
+    return {
+        "name": artifact.name,
+        "path": str(root / artifact.main.path),
+        "format": artifact.format,
+        "target": artifact.target,
+        "precision": artifact.precision,
+        "bytes": artifact.bytes,
+        "verdict": Verdict.worst(judgement.verdict for judgement in runs).value,
+        "metrics": to_json(runs[0].metrics) if runs else {},
+        "runs": to_json(runs),
+    }

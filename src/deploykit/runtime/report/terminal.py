@@ -1,0 +1,182 @@
+"""A Report as a table for the terminal, and as the lines below it that say what went wrong and where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from deploykit.artifact import RunConfig
+from deploykit.verdict import GateKind, GateResult, Judgement, Report, Timing, Verdict
+
+MARKS = {
+    Verdict.PASS: ("✔ pass", "green"),
+    Verdict.FAIL: ("✘ fail", "bold red"),
+    Verdict.INCONCLUSIVE: ("? unsure", "yellow"),
+    Verdict.NOT_RUN: ("– not run", "dim"),
+}
+#: Short names of backends, for narrow terminals.
+SHORT = {"onnxruntime": "ort", "openvino": "ov"}
+#: What a gate is called in a sentence, and its unit.
+UNITS = {"sqnr_db": "dB", "agreement": "%", "accuracy_drop": "pp", "latency_ms": "ms", "speedup": "×"}
+
+
+def table(report: Report, sizes: Mapping[str, int]) -> Table:
+    """Return one row per artifact and RunConfig, narrow enough for 80 columns.
+
+    Args:
+        report: What was found out.
+        sizes: Bytes of each artifact, by name.
+    """
+    model, names = short_names([judgement.artifact for judgement in report.judgements])
+    grid = _grid(f"{model} · {conditions(report)}")
+    for title in ("artifact", "size", "run as", "drift", "agreement", "ms (× torch)", "verdict"):
+        right = title in {"size", "drift", "agreement", "ms (× torch)"}
+        grid.add_column(title, justify="right" if right else "left", no_wrap=True)
+    timings = {_key(timing.candidate, timing.run): timing for timing in report.timings}
+    for timing in report.timings:
+        if timing.speedup is None:
+            grid.add_row(timing.candidate, "", "torch cpu f32", "", "", latency_text(timing), "")
+    previous = ""
+    for judgement in report.judgements:
+        is_new, previous = judgement.artifact != previous, judgement.artifact
+        size = megabytes(sizes[judgement.artifact]) if is_new and judgement.artifact in sizes else ""
+        words, style = MARKS[judgement.verdict]
+        latency = latency_text(timings.get(_key(judgement.artifact, judgement.run)))
+        cells = (size, run_text(judgement), drift_text(judgement), agreement_text(judgement), latency)
+        grid.add_row(names[judgement.artifact] if is_new else "", *cells, Text(words, style))
+    return grid
+
+
+def _grid(title: str) -> Table:
+    return Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, title=title, title_justify="left", title_style="")
+
+
+def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Return the part before the first dot where all names share it, and each name without it."""
+    distinct = list(dict.fromkeys(names))
+    heads = {name.partition(".")[0] for name in distinct}
+    if len(heads) != 1 or any("." not in name for name in distinct):
+        return "artifacts", {name: name for name in distinct}
+    return heads.pop(), {name: name.partition(".")[2] for name in distinct}
+
+
+def conditions(report: Report) -> str:
+    """Return what the numbers of a report rest on: images, rounds, threads."""
+    images = max((int(judgement.metrics.get("images", 0)) for judgement in report.judgements), default=0)
+    golden = max((gate.n for judgement in report.judgements for gate in judgement.gates[:1]), default=0)
+    words = [f"{golden} golden inputs"] if golden else []
+    words += [f"{images:,} labelled images"] if images else []
+    if report.timings:
+        timing = report.timings[-1]
+        words.append(f"batch {timing.batch}, {timing.run.threads} threads, n≥{min(t.n for t in report.timings):,}")
+    return " · ".join(words)
+
+
+def timing_table(report: Report) -> Table:
+    """Return one row per timed candidate: percentiles, count, and speed against the original with its interval."""
+    model, names = short_names([t.candidate for t in report.timings if t.speedup is not None])
+    grid = _grid(f"{model} · {conditions(report)}")
+    grid.add_column("candidate")
+    grid.add_column("run as", no_wrap=True)
+    for title in ("median ms", "p90", "p99", "n", "× torch (95 %)"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    for timing in report.timings:
+        ratio = timing.speedup
+        speed = f"{ratio.median:.2f} ({ratio.lower:.2f}–{ratio.upper:.2f})" if ratio is not None else ""
+        run = f"{SHORT.get(timing.run.backend, timing.run.backend)} {timing.run.device} {timing.run.precision}"
+        run += "" if timing.run.precision == timing.ran.precision else f"={timing.ran.precision}"
+        figures = (timing.median_ms, timing.p90_ms, timing.p99_ms)
+        grid.add_row(
+            names.get(timing.candidate, timing.candidate),
+            run,
+            *(f"{figure:.2f}" for figure in figures),
+            f"{timing.n:,}",
+            speed,
+        )
+    return grid
+
+
+def _key(name: str, run: RunConfig) -> tuple[str, str]:
+    return name, replace(run, threads=None).label
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people: "5.6 MB"."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def run_text(judgement: Judgement) -> str:
+    """Return how it ran: "ov cpu auto=bf16"."""
+    run, ran = judgement.run, judgement.ran
+    precision = run.precision if ran is None or ran.precision == run.precision else f"{run.precision}={ran.precision}"
+    return f"{SHORT.get(run.backend, run.backend)} {run.device} {precision}"
+
+
+def drift_text(judgement: Judgement) -> str:
+    """Return the SQNR against the original: "118 dB"."""
+    value = judgement.metrics.get("sqnr_db")
+    if value is None:
+        return ""
+    return f"{value:.0f} dB" if math.isfinite(value) else ("equal" if value > 0 else str(value))
+
+
+def agreement_text(judgement: Judgement) -> str:
+    """Return the share of equal top-1 answers, or what the verdict rests on where there were no labelled images."""
+    metrics = judgement.metrics
+    if "agreement" not in metrics:
+        return "numeric" if metrics else ""
+    return "no flip" if metrics["flips"] == 0 else f"{100 * metrics['agreement']:.2f} %"
+
+
+def latency_text(timing: Timing | None) -> str:
+    """Return the median and how many times faster than the original: "1.91  (2.6×)"."""
+    if timing is None:
+        return ""
+    ratio = f"({timing.speedup.median:.1f}×)" if timing.speedup is not None else ""
+    return f"{timing.median_ms:.2f}{ratio:>8}"
+
+
+def complaints(report: Report) -> Iterator[str]:
+    """Yield a line for each gate that did not pass and each check that was not run."""
+    for judgement in report.judgements:
+        where = f"{judgement.artifact} ({run_text(judgement)})"
+        if judgement.reason and judgement.verdict is not Verdict.NOT_RUN:
+            yield f"✘ {where}: {judgement.reason}"
+        for gate in judgement.gates:
+            if gate.verdict is not Verdict.PASS:
+                yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
+        for reason in judgement.not_run:
+            yield f"– {where}: not run: {reason}"
+    for gate in report.latency:
+        if gate.verdict is not Verdict.PASS:
+            yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"
+
+
+def gate_text(gate: GateResult) -> str:
+    """Return a gate's numbers as a sentence, with bound, interval, unit and n."""
+    side = "at least" if gate.higher_is_better else "at most"
+    spread = "" if gate.lower == gate.upper else f" ({_value(gate, gate.lower)} to {_value(gate, gate.upper)})"
+    against = "" if gate.kind is GateKind.LATENCY else f" from {gate.reference}"
+    text = f"{gate.metric} {_value(gate, gate.value)}{spread}{against}, n={gate.n:,}; "
+    text += f"the gate asks for {side} {_value(gate, gate.bound)}"
+    return f"{text}; {gate.reason}" if gate.reason else text
+
+
+def _value(gate: GateResult, value: float) -> str:
+    unit = UNITS.get(gate.metric, "")
+    scaled = 100 * value if unit in {"%", "pp"} else value
+    return f"{scaled:.4g} {unit}".strip()
+
+
+def summary(report: Report) -> str:
+    """Return the closing count: "3 passed, 0 not run"."""
+    counts = [f"{report.count(Verdict.PASS)} passed"]
+    for verdict, word in ((Verdict.FAIL, "failed"), (Verdict.INCONCLUSIVE, "inconclusive")):
+        if report.count(verdict):
+            counts.append(f"{report.count(verdict)} {word}")
+    return ", ".join([*counts, f"{len(report.not_run)} not run"])

@@ -1,0 +1,377 @@
+"""A Session across a process boundary: fair timing, untrusted files, runtimes that can't share an environment.
+
+The child runs `main` of this module. Parent and child exchange frames over the child's stdin and stdout. What
+libraries print to stdout in the child goes to stderr, of which the parent keeps the end for the message of an error. A child
+ends when its stdin does, thus also when its parent was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import IO, BinaryIO, Final, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit import serde
+from deploykit.artifact import RunConfig, TensorSpec
+from deploykit.errors import (
+    BadInputError,
+    Hint,
+    InternalError,
+    MissingComponent,
+    ResourceError,
+    UsageError,
+)
+from deploykit.runtime.backends.base import Session, Tensor, get_backend
+from deploykit.runtime.frames import Frame, Header, exception_of, failure_of, receive, send
+from deploykit.verdict import Ran
+
+PROTOCOL: Final = 1
+CLOSE_SECONDS: Final = 5.0
+
+#: Not `-m`: with that, Python 3.10 lets a numpy.py in the current folder shadow numpy.
+_START: Final = "import sys; sys.path[:] = filter(None, sys.path); from deploykit.runtime.worker import main; main()"
+
+_STDERR_KEPT: Final = 1 << 14
+_STDERR_SHOWN: Final = 12
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a child's session says of itself."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ran: Ran
+    metadata: Mapping[str, str]
+
+
+# ---- the parent ------------------------------------------------------------------------------------------------------
+
+
+class WorkerSession(Session):
+    """A session in a process of its own. An interrupted or failed exchange ends that process."""
+
+    def __init__(self, child: _Child, opened: _Opened) -> None:
+        super().__init__(opened.inputs, opened.outputs, opened.ran)
+        self._child = child
+        self._metadata = opened.metadata
+        self._kept = ""
+
+    def __enter__(self) -> WorkerSession:
+        return self
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """As the session in the child has it."""
+        return self._metadata
+
+    @property
+    def pid(self) -> int:
+        """Id of the child's process."""
+        return self._child.pid
+
+    def time(self, feeds: Mapping[str, Tensor], iterations: int) -> NDArray[np.int64]:
+        """Measure single inferences, one after another, within the child.
+
+        Args:
+            feeds: As for `infer`. They are sent once and kept by the child until others come.
+            iterations: How many inferences, at least 1.
+
+        Returns:
+            int64 of shape (iterations,): nanoseconds of each `infer`, by the child's perf_counter, garbage collection off.
+
+        Raises:
+            UsageError: As for `infer`, or less than one iteration.
+            BadInputError: The runtime crashed.
+        """
+        native = self._checked(feeds)
+        if iterations < 1:
+            raise UsageError(f"iterations must be at least 1, not {iterations}")
+        mark = _fingerprint(native)
+        kept, self._kept = mark == self._kept, ""
+        _, arrays = self._exchange("time", {"iterations": iterations, "kept": kept}, {} if kept else native)
+        self._kept = mark
+        taken = arrays.get("nanoseconds")
+        if taken is None or taken.shape != (iterations,) or taken.dtype != np.int64:
+            raise InternalError(f"asked for {iterations} times, the worker returned {taken!r}")
+        return taken
+
+    def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._exchange("infer", {}, feeds)[1]
+
+    def _exchange(self, op: str, options: Header, arrays: Mapping[str, Tensor]) -> Frame:
+        try:
+            return self._child.exchange(op, options, arrays)
+        finally:
+            if not self._child.alive:
+                self._open = False
+
+    def _close(self) -> None:
+        self._child.stop()
+
+
+def open_in_worker(model: str, config: RunConfig, *, python: str | None = None) -> WorkerSession:
+    """Open `model` in a new process.
+
+    Args:
+        model: As for `Backend.open`; a relative path is relative to the current folder.
+        config: How to run it.
+        python: Interpreter of another environment that has deploykit; None takes this one, with this process's sys.path.
+
+    Raises:
+        MissingComponent: The interpreter can't run a worker, or what `Backend.open` misses.
+        BadInputError: What `Backend.open` finds, or the runtime crashed on this file.
+        UnsupportedError: The runtime refuses the model or the precision.
+    """
+    child = _Child(model, python)
+    try:
+        header, _ = child.exchange("open", {"model": model, "config": serde.to_json(config)}, {})
+        return WorkerSession(child, serde.from_json(_Opened, header.get("opened"), "worker"))
+    except BaseException:
+        child.stop()
+        raise
+
+
+class _Child:
+    """The process and its pipes: one request, one reply."""
+
+    def __init__(self, model: str, python: str | None) -> None:
+        self._model = model
+        self._stderr = b""
+        command = [python or sys.executable, "-c", _START]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(python), start_new_session=True
+            )
+        except OSError as error:
+            raise MissingComponent(f"{command[0]} can't be started: {error.strerror}") from error
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        try:
+            self._greet(command[0])
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def exchange(self, op: str, options: Header, arrays: Mapping[str, Tensor]) -> Frame:
+        """Ask and wait. Raises what the child raised; whatever breaks the exchange itself ends the child."""
+        sink, source = self._pipes()
+        try:
+            send(sink, {"op": op, **options}, arrays)
+            header, results = receive(source)
+        except (EOFError, OSError):
+            self._died()
+        except BadInputError as error:
+            self.kill()
+            raise BadInputError(f"the worker for {self._model} sent {error.message}{self._tail()}") from error
+        except BaseException:
+            self.kill()
+            raise
+        if "failure" in header:
+            raise exception_of(header["failure"], self._model)
+        return header, results
+
+    def stop(self) -> None:
+        """End the child politely, after five seconds by force."""
+        sink, _ = self._pipes()
+        with contextlib.suppress(OSError, ValueError):
+            send(sink, {"op": "close"}, {})
+        with contextlib.suppress(OSError):
+            sink.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child at once and free the pipes."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join(timeout=1.0)
+        # A grandchild may still hold stderr; then its reader goes on and the pipe stays open.
+        ended = () if self._listener.is_alive() else (cast("IO[bytes]", self._process.stderr),)
+        for pipe in (*self._pipes(), *ended):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+
+    def _listen(self) -> None:
+        """Keep the end of what the child writes to stderr, so that it never blocks on it."""
+        source = cast("BinaryIO", self._process.stderr)
+        while block := os.read(source.fileno(), 1 << 12):
+            self._stderr = (self._stderr + block)[-_STDERR_KEPT:]
+
+    def _tail(self) -> str:
+        lines = self._stderr.decode(errors="replace").strip().splitlines()[-_STDERR_SHOWN:]
+        return "\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+
+    def _greet(self, python: str) -> None:
+        try:
+            header, _ = receive(self._pipes()[1])
+        except (EOFError, OSError, BadInputError) as error:
+            self.kill()
+            raise MissingComponent(
+                f"{python} can't run deploykit's worker{self._tail()}", Hint(f"{python} -m pip install deploykit")
+            ) from error
+        if header.get("protocol") != PROTOCOL:
+            raise MissingComponent(
+                f"deploykit of {python} speaks worker protocol {header.get('protocol')}, this one speaks {PROTOCOL}",
+                Hint(f"{python} -m pip install --upgrade deploykit"),
+            )
+
+    def _died(self) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_SECONDS)
+        self.kill()
+        code = self._process.returncode
+        if code == -int(getattr(signal, "SIGKILL", 9)):
+            raise ResourceError(
+                f"the process that ran {self._model} was killed (SIGKILL), as systems do where memory runs out{self._tail()}"
+            )
+        how = f"exit code {code}" if code >= 0 else _signal_name(-code)
+        raise BadInputError(f"the runtime crashed on {self._model}: {how}{self._tail()}")
+
+
+def _environment(python: str | None) -> dict[str, str]:
+    """Return the child's environment: this interpreter finds modules where this process does."""
+    if python is not None:
+        return dict(os.environ)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)}  # noqa: PTH109
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _fingerprint(feeds: Mapping[str, Tensor]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name, array in feeds.items():
+        state.update(f"{name} {array.dtype} {array.shape};".encode())
+        state.update(array.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+# ---- the child -------------------------------------------------------------------------------------------------------
+
+
+class _Host:
+    """The child's side: one session and the feeds kept for timing."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._feeds: dict[str, Tensor] = {}
+        self._answers: dict[str, Callable[[Header, dict[str, Tensor]], Frame]] = {
+            "open": self._open,
+            "infer": self._infer,
+            "time": self._time,
+            "close": self._close,
+        }
+
+    def answer(self, header: Header, arrays: dict[str, Tensor]) -> Frame:
+        """Do what the frame asks for; whatever goes wrong is the answer."""
+        try:
+            return self._answers[header["op"]](header, arrays)
+        except Exception as error:  # noqa: BLE001 - the parent raises it again
+            return {"failure": failure_of(error)}, {}
+
+    def _open(self, header: Header, _: dict[str, Tensor]) -> Frame:
+        config = serde.from_json(RunConfig, header["config"], "config")
+        session = self._session = get_backend(config.backend).open(header["model"], config)
+        opened = _Opened(session.inputs, session.outputs, session.ran, session.metadata)
+        return {"opened": serde.to_json(opened)}, {}
+
+    def _infer(self, _: Header, feeds: dict[str, Tensor]) -> Frame:
+        return {}, self._opened().infer(feeds)
+
+    def _time(self, header: Header, feeds: dict[str, Tensor]) -> Frame:
+        if not header["kept"]:
+            self._feeds = feeds
+        return {}, {"nanoseconds": _timed(self._opened(), self._feeds, header["iterations"])}
+
+    def _close(self, _: Header, __: dict[str, Tensor]) -> Frame:
+        if self._session is not None:
+            self._session.close()
+        return {}, {}
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise InternalError("the worker was asked to run before it had opened a model")
+        return self._session
+
+
+def _timed(session: Session, feeds: Mapping[str, Tensor], iterations: int) -> NDArray[np.int64]:
+    taken = np.zeros(iterations, np.int64)
+    clock = time.perf_counter_ns
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(iterations):
+            start = clock()
+            session.infer(feeds)
+            taken[index] = clock() - start
+    finally:
+        if collecting:
+            gc.enable()
+    return taken
+
+
+def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Take stdin and stdout for frames; whoever else reads finds nothing, whoever else prints writes to stderr."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return source, sink
+
+
+def _listen_to_parent(source: IO[bytes], requests: SimpleQueue[Frame]) -> None:
+    """Queue the requests. A parent that is gone ends this process, even in the midst of an inference."""
+    closing = False
+    try:
+        while not closing:
+            frame = receive(source)
+            closing = frame[0].get("op") == "close"
+            requests.put(frame)
+    finally:
+        if not closing:
+            os._exit(1)
+
+
+def main() -> None:
+    """Serve one session until the parent closes it or goes."""
+    source, sink = _claim_pipes()
+    requests: SimpleQueue[Frame] = SimpleQueue()
+    threading.Thread(target=_listen_to_parent, args=(source, requests), daemon=True).start()
+    send(sink, {"protocol": PROTOCOL}, {})
+    host = _Host()
+    closing = False
+    while not closing:
+        header, arrays = requests.get()
+        closing = header.get("op") == "close"
+        send(sink, *host.answer(header, arrays))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+
+from deploykit.errors import BadInputError
+from deploykit.runtime.backends.external_data import checked_model, external_locations
+
+
+def tensor(location: str) -> onnx.TensorProto:
+    found = onnx.TensorProto(name=location, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    found.external_data.add(key="offset", value="0")
+    found.external_data.add(key="location", value=location)
+    return found
+
+
+def everywhere() -> onnx.ModelProto:
+    """Build a model that names a file in every place where ONNX allows a tensor."""
+    deep = helper.make_graph([], "deep", [], [], [tensor("subgraph")])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=deep, value=tensor("attribute"))
+    node.attribute.append(helper.make_attribute("tensors", [tensor("list1"), tensor("list2")]))
+    node.attribute.append(helper.make_attribute("graphs", [helper.make_graph([], "g", [], [], [tensor("graphs")])]))
+    sparse = onnx.SparseTensorProto(values=tensor("sparse_values"), indices=tensor("sparse_indices"), dims=[1])
+    node.attribute.append(helper.make_attribute("sparse", sparse))
+    inner = helper.make_node("Constant", [], ["z"], value=tensor("function"))
+    function = helper.make_function("d", "f", [], ["z"], [inner], [helper.make_opsetid("", 20)])
+    function.attribute_proto.append(helper.make_attribute("default", tensor("default")))
+    graph = helper.make_graph(
+        [node], "g", [], [], [tensor("initializer"), tensor("initializer")], sparse_initializer=[sparse]
+    )
+    model = helper.make_model(graph, functions=[function])
+    training = model.training_info.add()
+    training.initialization.initializer.append(tensor("training1"))
+    training.algorithm.initializer.append(tensor("training2"))
+    return model
+
+
+PLACES = {
+    *("subgraph", "attribute", "list1", "list2", "graphs", "sparse_values", "sparse_indices"),
+    *("function", "default", "initializer", "training1", "training2"),
+}
+
+
+def test_finds_every_place_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(everywhere().SerializeToString())
+    found = external_locations(path)
+    assert len(found) == len(PLACES)
+    assert set(found) == PLACES
+
+
+def test_a_graph_in_two_pieces_is_one_graph(tmp_path: Path) -> None:
+    """Protobuf merges a field that occurs twice; so must whoever looks for what a file refers to."""
+    pieces = [helper.make_graph([], "g", [], [], [tensor(name)]) for name in ("first", "second")]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"".join(onnx.ModelProto(graph=piece).SerializeToString() for piece in pieces))
+    assert onnx.load_model(path, load_external_data=False).graph.initializer[1].name == "second"
+    assert external_locations(path) == ("first", "second")
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("/etc/passwd", "absolute"),
+        ("C:\\secret", "absolute"),
+        ("\\\\host\\share", "absolute"),
+        ("../x", "leads outside"),
+        ("a\\..\\..\\x", "leads outside"),
+        ("nothing", "is missing"),
+        ("", "is missing"),
+        ("*/_ORT_MEM_ADDR_/*", "is missing"),
+    ],
+)
+def test_unsafe_locations(tmp_path: Path, location: str, words: str) -> None:
+    path = tmp_path / "m.onnx"
+    graph = helper.make_graph([], "g", [], [], [tensor(location)])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(BadInputError, match=words):
+        checked_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"\x00", "impossible field tag 0"),
+        (b"\x3a\x7f", "claims 127 bytes, 0 are left"),
+        (b"\x08", "ends within a number"),
+        (b"\x08" + b"\xff" * 11, "more than ten bytes"),
+        (b"\x09\x00", "ends within a field"),
+        (b"\x0b", "wire type 3"),
+        (b"\x3a\x06\x2a\x04\x6a\x02\x0a\x05", "claims 5 bytes"),
+    ],
+)
+def test_bytes_that_are_no_model(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    with pytest.raises(BadInputError, match=words):
+        external_locations(path)
+
+
+WHOLE = everywhere().SerializeToString()
+
+
+@given(st.data())
+def test_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever a file holds, reading it ends, and with nothing but a BadInputError."""
+    damaged = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.onnx"
+    path.write_bytes(damaged)
+    with contextlib.suppress(BadInputError):
+        external_locations(path)
