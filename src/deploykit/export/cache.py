@@ -1,0 +1,129 @@
+"""The cache of stage results, keyed by content.
+
+A key is the hash of the stage's name and version, its options, the content hashes of its inputs and the versions of the
+libraries that do the work. Entries appear whole, by renaming a finished folder, so that readers and writers need no lock.
+A hit is hashed again before its files are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit import optional, serde
+from deploykit.artifact import FileRecord
+from deploykit.errors import BadInputError
+from deploykit.export.stage import Item, Node
+
+ENTRY = "entry.json"
+FILES = "files"
+#: Folders of writers that were killed are removed after this many seconds.
+STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is noted beside the files of an item: enough to rebuild it."""
+
+    kind: str
+    files: tuple[FileRecord, ...]
+    facts: Mapping[str, Any]
+    libraries: Mapping[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A node's result.
+
+    Attributes:
+        item: The item.
+        key: Its cache key.
+        libraries: Versions of the libraries that made it.
+        seconds: How long that took, then.
+        cached: Whether it was there already.
+    """
+
+    item: Item
+    key: str
+    libraries: Mapping[str, str]
+    seconds: float
+    cached: bool
+
+
+class Cache:
+    """A folder of entries.
+
+    Args:
+        root: The folder; made where it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def default(cls) -> Cache:
+        """Return the cache at $DEPLOYKIT_CACHE, else in the user's cache folder."""
+        chosen = os.environ.get("DEPLOYKIT_CACHE")
+        if chosen:
+            return cls(Path(chosen))
+        import platformdirs
+
+        return cls(Path(platformdirs.user_cache_dir("deploykit", appauthor=False)))
+
+    def key(self, node: Node, inputs: Mapping[str, str]) -> str:
+        """Return the key of `node` over inputs with these content hashes, by role."""
+        libraries = optional.installed(node.stage.libraries)
+        return serde.digest([node.stage.name, node.stage.version, node.options, inputs, libraries])
+
+    def find(self, key: str) -> Made | None:
+        """Return the entry of `key`, its files not yet hashed, or None."""
+        folder = self._folder(key)
+        try:
+            entry = serde.from_json(Entry, json.loads((folder / ENTRY).read_bytes()), key)
+        except (OSError, ValueError, BadInputError):
+            return None
+        return Made(
+            Item(entry.kind, folder / FILES, entry.files, entry.facts), key, entry.libraries, entry.seconds, cached=True
+        )
+
+    def workspace(self) -> Path:
+        """Return a new folder to prepare an entry in; its subfolder `files` is the stage's."""
+        parent = self.root / "tmp"
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.iterdir():
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        (folder / FILES).mkdir()
+        return folder
+
+    def store(self, key: str, prepared: Path, entry: Entry) -> Made:
+        """Turn a prepared folder into the entry of `key`; where another process was faster, its entry stands."""
+        for record in entry.files:
+            (prepared / FILES / record.path).chmod(0o444)
+        (prepared / ENTRY).write_bytes(serde.canonical_bytes(entry))
+        folder = self._folder(key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            prepared.rename(folder)
+        except OSError:
+            if self.find(key) is None:
+                raise
+            shutil.rmtree(prepared, ignore_errors=True)
+        item = Item(entry.kind, folder / FILES, entry.files, entry.facts)
+        return Made(item, key, entry.libraries, entry.seconds, cached=False)
+
+    def drop(self, key: str) -> None:
+        """Forget `key`."""
+        shutil.rmtree(self._folder(key), ignore_errors=True)
+
+    def _folder(self, key: str) -> Path:
+        return self.root / "items" / key[:2] / key

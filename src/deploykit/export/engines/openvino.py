@@ -1,0 +1,56 @@
+"""OpenVINO as a target: the hub graph as an IR (.xml and .bin).
+
+`Core.read_model` converts without the `ovc` front end, whose every call reports to a telemetry service.
+"""
+
+from __future__ import annotations
+
+import json
+
+from deploykit.artifact import RunConfig
+from deploykit.errors import UnsupportedError
+from deploykit.export import onnx_files
+from deploykit.export.engines.texts import texts
+from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.export.target import PackageOptions, Target
+from deploykit.runtime.backends.openvino import import_openvino
+
+ENDINGS = (".openvino.xml", ".openvino.bin")
+
+
+def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
+    openvino = import_openvino()
+    graph = inputs["graph"].path(onnx_files.MODEL)
+    try:
+        model = openvino.Core().read_model(str(graph))
+    except RuntimeError as error:
+        raise UnsupportedError(f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}") from error
+    names = {
+        value.name: {str(i): dim.dim_param for i, dim in enumerate(value.type.tensor_type.shape.dim) if dim.dim_param}
+        for value in onnx_files.load(graph).graph.input
+    }
+    model.set_friendly_name(options.stem)
+    for key, value in texts(options).items():
+        model.set_rt_info(value, ["deploykit", key])
+    if any(names.values()):
+        model.set_rt_info(json.dumps(names), ["deploykit", "axes"])
+    openvino.save_model(model, str(workspace.folder / f"{options.stem}{ENDINGS[0]}"), compress_to_fp16=False)
+    return {"operations": len(model.get_ops())}
+
+
+TARGET = Target(
+    name="openvino",
+    title="OpenVINO",
+    format="openvino",
+    endings=ENDINGS,
+    stage=Stage(
+        name="package-openvino",
+        version=1,
+        takes={"graph": "graph"},
+        makes="artifact",
+        libraries=("onnx", "openvino"),
+        run=_run,
+    ),
+    # The runtime's own choice is bfloat16 on some processors: parity is judged at f32, and the stock default too.
+    runs={"fp32": (RunConfig("openvino", precision="f32"), RunConfig("openvino", precision="auto"))},
+)

@@ -1,0 +1,154 @@
+"""Request to Plan: which nodes make the cells that were asked for, sharing what can be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deploykit.artifact import FileRecord
+from deploykit.errors import Hint, UsageError
+from deploykit.export import reference, simplify, trace
+from deploykit.export.stage import Item, Node, Plan
+from deploykit.export.target import PackageOptions, Target, get_target, target_names
+from deploykit.models.family import Family, get_family
+from deploykit.models.sources import TINY, Original, tiny_card
+
+#: Ids of the shared nodes; the cells' nodes are called after their artifacts.
+ORIGINAL, TRACE, HUB = "original", "trace", "simplify"
+CALIBRATION, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
+EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
+
+PRECISIONS = ("fp32",)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One precision for one target."""
+
+    precision: str
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """Read "fp32:ort".
+
+        Raises:
+            UsageError: Not of that form.
+        """
+        precision, colon, target = text.partition(":")
+        if not (precision and colon and target):
+            raise UsageError(f"{text!r} is no cell: write PRECISION:TARGET, such as fp32:ort")
+        return cls(precision, target)
+
+
+@dataclass(frozen=True)
+class ImagesRequest:
+    """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own."""
+
+    images: str
+    digest: str
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an export is to make.
+
+    Attributes:
+        cells: Precisions and targets.
+        batch: Rows of the input where the batch is static.
+        dynamic: Axes that stay open.
+        golden: The images that golden inputs are taken from.
+        evaluation: Labelled images for the task gates; None leaves them out.
+    """
+
+    cells: tuple[Cell, ...]
+    batch: int
+    dynamic: tuple[str, ...]
+    golden: ImagesRequest
+    evaluation: ImagesRequest | None
+
+
+def original_item(original: Original) -> Item:
+    """Return an original as the item that plans start from."""
+    card = tiny_card(original.source)
+    files = tuple(FileRecord.of(TINY, name) for name in (card.weights, f"{card.id}.json"))
+    return Item("original", TINY, files, {"source": original.source})
+
+
+def check_request(original: Original, request: Request) -> tuple[Family, Mapping[Cell, Target]]:
+    """Return the family and each cell's target.
+
+    Raises:
+        UsageError: An unknown precision, target or axis, a cell that a target can't take, or contradicting shapes.
+    """
+    family = get_family(original.family)
+    if not request.cells:
+        raise UsageError("nothing to export: name a precision and a target", Hint("--fp32 --ort"))
+    targets = {}
+    for cell in request.cells:
+        if cell.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {cell.precision!r}; there are: {', '.join(PRECISIONS)}")
+        if cell.target not in target_names():
+            raise UsageError(f"unknown target {cell.target!r}; there are: {', '.join(target_names())}")
+        targets[cell] = get_target(cell.target)
+        if cell.precision not in targets[cell].runs:
+            raise UsageError(f"target {cell.target!r} takes {', '.join(targets[cell].runs)}, not {cell.precision!r}")
+    unknown = [axis for axis in request.dynamic if axis not in family.axes]
+    if unknown:
+        raise UsageError(f"{family.title} has no axis {unknown[0]!r} to leave open; it has: {', '.join(family.axes)}")
+    if "batch" in request.dynamic and request.batch != 1:
+        raise UsageError(f"--batch {request.batch} and --dynamic batch contradict one another: choose one")
+    if request.batch < 1:
+        raise UsageError(f"--batch {request.batch}: a batch has at least one row")
+    return family, targets
+
+
+def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
+    """Return the plan whose last nodes are the cells' artifacts.
+
+    Raises:
+        UsageError: See `check_request`.
+    """
+    family, targets = check_request(original, request)
+    recipe = original.preprocess
+    nodes = [
+        Node(
+            TRACE, trace.STAGE, trace.TraceOptions(request.batch, request.dynamic, family.opset), {"original": ORIGINAL}
+        ),
+        Node(HUB, simplify.STAGE, simplify.SimplifyOptions(), {"graph": TRACE}),
+        _images_node(CALIBRATION, request.golden, original),
+        Node(
+            GOLDEN,
+            reference.GOLDEN,
+            reference.GoldenOptions(golden_count, family.input_name, recipe),
+            {"images": CALIBRATION},
+        ),
+        Node(GOLDEN_OUTPUTS, reference.OUTPUTS, reference.NoOptions(), {"original": ORIGINAL, "golden": GOLDEN}),
+        Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": HUB, "golden": GOLDEN}),
+    ]
+    for cell, target in targets.items():
+        options = PackageOptions(stem_of(original, cell), original.labels, recipe)
+        nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": HUB}))
+    if request.evaluation is not None:
+        nodes.append(_images_node(EVALUATION, request.evaluation, original))
+        inputs = {"original": ORIGINAL, "images": EVALUATION}
+        nodes.append(Node(ANSWERS, reference.ORIGINAL_ANSWERS, reference.AnswersOptions(recipe), inputs))
+    return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
+
+
+def stem_of(original: Original, cell: Cell) -> str:
+    """Return the stem of an artifact's files; the target's endings follow it."""
+    return f"{original.id}.{cell.precision}"
+
+
+def artifact_name(original: Original, cell: Cell) -> str:
+    """Return the name of a cell's artifact: model, precision and target."""
+    return f"{original.id}.{cell.precision}.{cell.target}"
+
+
+def _images_node(name: str, request: ImagesRequest, original: Original) -> Node:
+    options = reference.ImagesOptions(
+        request.images, request.digest, request.count, original.labels, original.preprocess
+    )
+    return Node(name, reference.IMAGES, options, {})

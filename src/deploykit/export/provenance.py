@@ -1,0 +1,85 @@
+"""Which nn.Module does a graph node come from? A sidecar answers, since simplifiers drop the exporter's metadata.
+
+Nodes are known by their first output: simplifiers rename nodes freely but keep the tensors that survive. The path of the
+whole network is "".
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import BadInputError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+Modules = dict[str, str]
+
+
+def of_exporter(graph: onnx.GraphProto, paths: Container[str]) -> Modules:
+    """Read the exporter's own metadata: first output of each node to the innermost module that it was traced in.
+
+    Args:
+        graph: As the exporter wrote it.
+        paths: The modules that there are; the exporter also notes names of its own making.
+    """
+    found: Modules = {}
+    for node in graph.node:
+        for entry in node.metadata_props:
+            if entry.key == SCOPES:
+                scopes = [scope for scope in ast.literal_eval(entry.value) if scope in paths]
+                if scopes:
+                    found[node.output[0]] = scopes[-1]
+    return found
+
+
+def complete(graph: onnx.GraphProto, known: Mapping[str, str]) -> Modules:
+    """Map every node, those that nothing is known of by their neighbours.
+
+    A node without a record belongs with the nearest recorded node before it, else after it, else to the whole network.
+
+    Args:
+        graph: Any graph made from the one that `known` speaks of.
+        known: First outputs to module paths.
+    """
+    found: Modules = {}
+    for node in graph.node:
+        before = [found[name] for name in node.input if name in found]
+        mapped = known.get(node.output[0])
+        if mapped is None and before:
+            mapped = before[0]
+        if mapped is not None:
+            for output in node.output:
+                found[output] = mapped
+    for node in reversed(graph.node):
+        if node.output[0] not in found:
+            after = [user for user in graph.node if set(user.input) & set(node.output)]
+            mapped = next((found[user.output[0]] for user in after if user.output[0] in found), "")
+            for output in node.output:
+                found[output] = mapped
+    return {node.output[0]: found[node.output[0]] for node in graph.node}
+
+
+def write(path: Path, modules: Mapping[str, str]) -> None:
+    """Write the sidecar."""
+    path.write_text(json.dumps({"nodes": dict(sorted(modules.items()))}, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Modules:
+    """Read a sidecar.
+
+    Raises:
+        BadInputError: It is damaged.
+    """
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        return {str(key): str(value) for key, value in nodes.items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BadInputError(f"{path} is no map of modules: {error}") from error

@@ -1,0 +1,118 @@
+"""What artifacts are judged by: prepared images, golden inputs, and the original's answers to both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.bundle import load_tensors, save_tensors
+from deploykit.data.imageset import open_imageset, prepare_crops
+from deploykit.data.preprocess import normalize
+from deploykit.export import onnx_files
+from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.runtime import drift
+from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.judge import logits_of, run_rows
+
+CROPS, LABELS, TENSORS, ANSWERS = "crops.npy", "labels.npy", "tensors.npz", "answers.npz"
+
+
+@dataclass(frozen=True)
+class ImagesOptions:
+    """Which images, prepared how.
+
+    Attributes:
+        images: Name of the set.
+        digest: Its content hash, so that changed files are other images.
+        count: How many of a set that renders itself; None for a folder.
+        labels: The model's classes by index.
+        preprocess: From image to crop.
+    """
+
+    images: str
+    digest: str
+    count: int | None
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspace) -> Facts:
+    images = open_imageset(options.images, options.labels, options.count)
+    channels, height, width = options.preprocess.input_size
+    crops = np.lib.format.open_memmap(
+        str(workspace.folder / CROPS), mode="w+", dtype=np.uint8, shape=(len(images), height, width, channels)
+    )
+    prepare_crops(images, options.preprocess, crops, workspace.progress)
+    crops.flush()
+    np.save(workspace.folder / LABELS, np.asarray(images.labels, np.int64))
+    return {"images": len(images), "set": options.images}
+
+
+@dataclass(frozen=True)
+class GoldenOptions:
+    """Which images become golden inputs: the first `count`, as the tensor `input_name`."""
+
+    count: int
+    input_name: str
+    preprocess: Preprocess
+
+
+def _golden_inputs(inputs: Inputs, options: GoldenOptions, workspace: Workspace) -> Facts:
+    crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")[: options.count]
+    save_tensors(workspace.folder / TENSORS, {options.input_name: normalize(crops, options.preprocess)})
+    return {"count": len(crops), "images": inputs["images"].facts["set"]}
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Nothing to choose."""
+
+
+def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
+    with get_backend("torch").open(inputs["original"].facts["source"], RunConfig("torch", precision="f32")) as session:
+        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
+    save_tensors(workspace.folder / TENSORS, outputs)
+    return {}
+
+
+def _hub_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
+    graph = str(inputs["graph"].path(onnx_files.MODEL))
+    config = RunConfig("onnxruntime", precision="f32")
+    with get_backend(config.backend).open(graph, config) as session:
+        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
+    save_tensors(workspace.folder / TENSORS, outputs)
+    return {}
+
+
+@dataclass(frozen=True)
+class AnswersOptions:
+    """How crops become inputs of the original."""
+
+    preprocess: Preprocess
+
+
+def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Workspace) -> Facts:
+    crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
+    labels = np.load(inputs["images"].path(LABELS))
+    with get_backend("torch").open(inputs["original"].facts["source"], RunConfig("torch", precision="f32")) as session:
+        logits = logits_of(session, crops, options.preprocess, workspace.progress)
+    answers = drift.Answers.of(logits, labels)
+    save_tensors(workspace.folder / ANSWERS, {"top1": answers.top1, "margin": answers.margin, "labels": answers.labels})
+    return {"images": len(labels), "top1": float((answers.top1 == labels).mean())}
+
+
+TORCH = ("torch", "timm", "safetensors")
+
+IMAGES = Stage("images", 1, {}, "images", ("PIL",), _prepare_images)
+GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
+OUTPUTS = Stage(
+    "original-outputs", 1, {"original": "original", "golden": "tensors"}, "tensors", TORCH, _original_outputs
+)
+HUB_OUTPUTS = Stage(
+    "hub-outputs", 1, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
+)
+ORIGINAL_ANSWERS = Stage(
+    "original-answers", 1, {"original": "original", "images": "images"}, "answers", TORCH, _original_answers
+)

@@ -1,0 +1,66 @@
+"""Target: what a runtime accepts and prefers, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deploykit import registry
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.errors import InternalError
+from deploykit.export.stage import Stage
+
+GROUP = "deploykit.targets"
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """What a target's stage is told.
+
+    Attributes:
+        stem: Name of the files, without the target's endings.
+        labels: Class names by index, embedded in the file.
+        preprocess: From image to input, embedded in the file.
+    """
+
+    stem: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Target:
+    """One runtime as an export sees it.
+
+    Attributes:
+        name: As on the command line: "ort", "openvino".
+        title: As people write it.
+        format: Of the files: "onnx", "openvino".
+        endings: Of the files that share a stem, the main file's first.
+        stage: Makes the files from the hub graph.
+        runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
+    """
+
+    name: str
+    title: str
+    format: str
+    endings: tuple[str, ...]
+    stage: Stage[PackageOptions]
+    runs: Mapping[str, tuple[RunConfig, ...]]
+
+
+def get_target(name: str) -> Target:
+    """Return the target registered as `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    target = registry.load(GROUP, name)
+    if not isinstance(target, Target):
+        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(target).__name__}, not a Target")
+    return target
+
+
+def target_names() -> tuple[str, ...]:
+    """Return the names of all registered targets."""
+    return registry.names(GROUP)

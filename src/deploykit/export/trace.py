@@ -1,0 +1,132 @@
+"""Trace: a PyTorch original to an ONNX graph, by torch.export, with every node's module on record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploykit.errors import BakedAxisError, Hint, InternalError, UnsupportedError
+from deploykit.export import onnx_files, provenance
+from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
+from deploykit.models import sources
+from deploykit.models.family import AxisRule, Family, get_family
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """How to trace.
+
+    Attributes:
+        batch: Rows of the input where the batch is static.
+        dynamic: Names of the family's axes that stay open.
+        opset: ONNX operator set.
+    """
+
+    batch: int
+    dynamic: tuple[str, ...]
+    opset: int
+
+
+def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
+    import torch
+
+    original = sources.resolve(inputs["original"].facts["source"])
+    family = get_family(original.family)
+    rules = {name: family.axes[name] for name in options.dynamic}
+    shape = [options.batch, *original.preprocess.input_size]
+    for rule in rules.values():
+        shape[rule.dim] = rule.traced
+    module = sources.open_module(original)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    program = _export(module, example, rules, original.id)
+    model = _to_onnx(program, family, options.opset, original.id)
+    paths = {path for path, _ in module.named_modules()}
+    modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, paths))
+    onnx_files.strip(model)
+    by_dim = {rule.dim: name for name, rule in rules.items()}
+    onnx_files.name_axes(model, {family.input_name: tuple(by_dim.get(dim, size) for dim, size in enumerate(shape))})
+    model.producer_name, model.producer_version = "deploykit", ""
+    onnx_files.save(model, workspace.folder / onnx_files.MODEL)
+    provenance.write(workspace.folder / onnx_files.MODULES, modules)
+    return {"nodes": len(model.graph.node), "opset": options.opset, "ir_version": model.ir_version}
+
+
+def _export(
+    module: nn.Module, example: torch.Tensor, rules: Mapping[str, AxisRule], name: str
+) -> torch.export.ExportedProgram:
+    """Run torch.export. Where it fails only with open axes, the network fixes one: the error names them."""
+    import torch
+
+    dims = {rule.dim: torch.export.Dim(axis, min=rule.min, max=rule.max) for axis, rule in rules.items()}
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=(dims,) if dims else None)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if not dims or not _is_traceable(module, example):
+            raise UnsupportedError(f"{name} can't be traced: {reason}") from error
+        raise BakedAxisError(
+            f"{name}: axis {', '.join(rules)} can't be dynamic, the network fixes its size: {reason}",
+            Hint("--batch N", "exports a static batch"),
+        ) from error
+
+
+def _is_traceable(module: nn.Module, example: torch.Tensor) -> bool:
+    import torch
+
+    try:
+        torch.export.export(module, (example,))
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _to_onnx(program: torch.export.ExportedProgram, family: Family, opset: int, name: str) -> onnx.ModelProto:
+    """Translate a program to ONNX, its single input and output called as the family calls them."""
+    import torch
+
+    try:
+        exported = torch.onnx.export(
+            program,
+            (),
+            opset_version=opset,
+            input_names=[family.input_name],
+            output_names=[family.output_name],
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UnsupportedError(
+            f"{name} can't be written as ONNX opset {opset}: {str(error).splitlines()[0]}"
+        ) from error
+    if exported is None:
+        raise InternalError(f"{name}: the exporter returned nothing")
+    return exported.model_proto
+
+
+def _ensure(_inputs: Inputs, options: TraceOptions, made: Item) -> None:
+    model = onnx_files.load(made.path(onnx_files.MODEL))
+    declared = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
+    baked = [axis for axis in options.dynamic if axis not in declared]
+    if baked:
+        raise BakedAxisError(
+            f"axis {baked[0]!r} was declared dynamic but the traced graph has it fixed",
+            Hint("--batch N", "exports a static batch"),
+        )
+
+
+STAGE = Stage(
+    name="trace",
+    version=1,
+    takes={"original": "original"},
+    makes="graph",
+    libraries=("torch", "timm", "safetensors", "onnx", "onnxscript"),
+    run=_run,
+    ensure=_ensure,
+)
