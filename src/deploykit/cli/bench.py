@@ -1,0 +1,66 @@
+"""`deploykit bench`: latency of a bundle's artifacts on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "deploykit bench deploy/tiny-convnext",
+    "deploykit bench deploy/tiny-convnext --threads 1 --rounds 40",
+    "deploykit bench deploy/tiny-convnext --min-speedup 1.5",
+)
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rounds; every candidate has one burst in each.")
+    ] = 20,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads per inference, else one per physical core.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows per inference of a dynamic batch.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="Fail (exit 4) where a median surely exceeds this.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(metavar="X", help="Fail (exit 4) where it surely is not X times faster.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time every artifact beside the PyTorch original: one process each, asked in turn, ratios paired by round."""
+    from deploykit.cli import render
+    from deploykit.runtime.latency import BenchOptions
+    from deploykit.workflow.bench import LatencyBudget
+    from deploykit.workflow.bench import bench as bench_bundle
+
+    chosen = {} if threads is None else {"threads": threads}
+    options = BenchOptions(rounds=rounds, batch=batch, **chosen)
+    with render.steps(quiet=as_json) as step:
+        report = bench_bundle(
+            bundle,
+            options,
+            LatencyBudget(max_ms=max_ms, min_speedup=min_speedup),
+            lambda done, total: step("bursts", done, total),
+        )
+    if as_json:
+        from deploykit.runtime.report.records import report_record
+
+        render.print_json(report_record(report))
+    else:
+        from deploykit.runtime.report import terminal
+
+        console = render.out()
+        console.print(terminal.timing_table(report))
+        for line in terminal.complaints(report):
+            console.print(line, markup=False)
+        console.print(f"{options.rounds} rounds, {options.threads} threads", markup=False)
+    raise typer.Exit(report.exit_code(strict=False))
+
+
+COMMAND = bench

@@ -1,0 +1,113 @@
+"""`deploykit doctor`: what this machine can build and run, and how to get the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = (
+    "deploykit doctor",
+    "deploykit doctor --json",
+)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Tell which components are here, what they allow, and the line that installs each missing one."""
+    from deploykit.cli import render
+
+    found = _findings()
+    if as_json:
+        render.print_json(found)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    console = render.out()
+    machine = found["machine"]
+    console.print(f"{machine['cpu']} · {machine['cores']} cores · {', '.join(machine['flags']) or 'no special units'}")
+    grid = Table("component", "version", "needed to", "get it with", box=None)
+    for entry in found["components"]:
+        install = Text("" if entry["version"] else entry["install"])
+        grid.add_row(entry["title"], entry["version"] or "–", entry["purpose"], install)
+    console.print(grid)
+    for title, ready in (("export to", found["targets"]), ("run with", found["backends"])):
+        words = [f"{name} ✔" if missing is None else f"{name} – needs {missing}" for name, missing in ready.items()]
+        console.print(f"{title:<10} {' · '.join(words)}", markup=False)
+    console.print(f"cache      {found['cache']}", markup=False)
+    for note in found["notes"]:
+        console.print(f"note       {note}", markup=False)
+
+
+COMMAND = doctor
+
+
+def _findings() -> dict[str, Any]:
+    from deploykit.manifest import Machine
+    from deploykit.optional import COMPONENTS
+    from deploykit.runtime.backends.base import backend_names, get_backend
+    from deploykit.serde import to_json
+
+    components = [
+        {
+            "title": component.title,
+            "module": component.module,
+            "version": component.version(),
+            "purpose": component.purpose,
+            "install": component.install,
+        }
+        for component in COMPONENTS.values()
+    ]
+    backends = {
+        name: None if get_backend(name).component.version() else get_backend(name).component.title
+        for name in backend_names()
+    }
+    return {
+        "machine": to_json(Machine.here()),
+        "components": components,
+        "targets": _targets(),
+        "backends": backends,
+        "cache": _cache(),
+        "notes": _notes(),
+    }
+
+
+def _targets() -> dict[str, str | None]:
+    """Return each target and the first component that an export to it lacks."""
+    from deploykit.export.target import get_target, target_names
+    from deploykit.optional import COMPONENTS
+
+    if COMPONENTS["onnx"].version() is None:
+        return dict.fromkeys(target_names(), COMPONENTS["onnx"].title)
+    found: dict[str, str | None] = {}
+    for name in target_names():
+        needed = ("torch", "timm", "onnxscript", "onnxsim", *get_target(name).stage.libraries)
+        lacking = [COMPONENTS[module].title for module in needed if COMPONENTS[module].version() is None]
+        found[name] = lacking[0] if lacking else None
+    return found
+
+
+def _cache() -> str:
+    from deploykit.optional import COMPONENTS
+
+    if COMPONENTS["platformdirs"].version() is None:
+        return "none: needs platformdirs"
+    from deploykit.export.cache import Cache
+
+    root = Cache.default().root
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
+    return f"{root} ({size / 1e6:.0f} MB; delete it at any time, DEPLOYKIT_CACHE=DIR moves it)"
+
+
+def _notes() -> list[str]:
+    from importlib import metadata
+
+    both = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            both.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(both) > 1:
+        return [f"{' and '.join(both)} own the same module and break one another: uninstall both, install one"]
+    return []

@@ -1,0 +1,134 @@
+"""`deploykit export`: an original to a bundle with its proof."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from deploykit.workflow.export import Exported, Preview
+
+EXAMPLES = (
+    "deploykit export tiny-convnext --ort --openvino",
+    "deploykit export tiny-convnext --openvino --dynamic batch --out deploy/any-batch",
+    "deploykit export tiny-convnext --cell fp32:ort --json",
+)
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The original: a name that `deploykit models` lists.")],
+    fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
+    ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
+    cell: Annotated[
+        list[str] | None, typer.Option(metavar="PRECISION:TARGET", help="One cell, such as fp32:ort.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle's folder, else deploy/<model>.")] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the input.")] = 1,
+    dynamic: Annotated[
+        list[str] | None, typer.Option(metavar="AXIS", help="Leave an axis of the input open: batch.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Labelled images to judge on, a folder per class.")
+    ] = None,
+    eval_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many of the model's own images to judge on.")
+    ] = 2000,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't judge against the original.")] = False,
+    no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do everything anew and keep nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what the libraries print.")] = False,
+) -> None:
+    """Export a model to every precision and target that is named, judge each and write a bundle.
+
+    Precisions and targets multiply: --fp32 --ort --openvino makes two artifacts. Exit code 0 when every gate passed, 3 when
+    an artifact drifts too far, 6 when the images can't tell.
+    """
+    from deploykit.cli import render
+    from deploykit.workflow.export import export_model
+    from deploykit.workflow.options import ExportOptions
+
+    options = ExportOptions(
+        cells=_cells({"fp32": fp32}, {"ort": ort, "openvino": openvino}, cell or []),
+        out=str(out) if out else None,
+        batch=batch,
+        dynamic=tuple(dynamic or ()),
+        data=str(data) if data else None,
+        eval_size=eval_size,
+        verify=not no_verify,
+        bench=not no_bench,
+        replace=replace,
+        cache=not no_cache,
+    )
+    command = " ".join(["deploykit", *sys.argv[1:]])
+    with render.stages(quiet=as_json or verbose) as watcher:
+        exported = export_model(
+            model,
+            options,
+            watcher=watcher,
+            on_plan=None if as_json else _print_plan,
+            command=command,
+            quiet=not verbose,
+        )
+    if as_json:
+        from deploykit.runtime.report.records import export_record
+
+        manifest = exported.bundle.manifest
+        render.print_json(export_record(exported.bundle.root, manifest.artifacts, exported.report))
+    else:
+        _print_result(exported, verified=options.verify)
+    raise typer.Exit(exported.report.exit_code(strict=False))
+
+
+COMMAND = export
+
+
+def _cells(precisions: dict[str, bool], targets: dict[str, bool], cells: list[str]) -> tuple[str, ...]:
+    """Return the product of the flags that are set, and the cells that are named."""
+    chosen = [name for name, is_set in precisions.items() if is_set]
+    wanted = [name for name, is_set in targets.items() if is_set]
+    if cells and not chosen and not wanted:
+        return tuple(cells)
+    product = [f"{precision}:{target}" for precision in chosen or ["fp32"] for target in wanted or ["ort"]]
+    return tuple(dict.fromkeys([*product, *cells]))
+
+
+def _print_plan(preview: Preview) -> None:
+    from deploykit.cli import render
+
+    original = preview.original
+    size = "×".join(str(dim) for dim in original.preprocess.input_size[1:])
+    console = render.err()
+    console.print(
+        f"{original.id} · {original.parameters / 1e6:.2f} M parameters · weights {original.weights_sha256[:8]} · "
+        f"{size} {original.preprocess.interpolation} crop {original.preprocess.crop_pct}",
+        markup=False,
+    )
+    by_precision: dict[str, list[str]] = {}
+    for cell in preview.cells:
+        by_precision.setdefault(cell.precision, []).append(cell.target)
+    cells = ", ".join(f"{precision}: {', '.join(targets)}" for precision, targets in by_precision.items())
+    stages = {node.stage.name for node in preview.plan.nodes}
+    words = ["trace", "simplify", f"[{cells}]", *(name for name in ("judge", "bench") if name in stages)]
+    console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes", markup=False)
+
+
+def _print_result(exported: Exported, *, verified: bool) -> None:
+    from deploykit.cli import render
+    from deploykit.runtime.report import terminal
+
+    bundle, report = exported.bundle, exported.report
+    if verified:
+        render.print_report(report, {artifact.name: artifact.bytes for artifact in bundle.manifest.artifacts})
+    console = render.out()
+    console.print(f"bundle  {bundle.root}", markup=False)
+    console.print(f"next    deploykit verify {bundle.root}", markup=False)
+    if verified:
+        console.print(terminal.summary(report), markup=False)
+    else:
+        console.print(f"0 passed, {len(bundle.manifest.artifacts)} not run (--no-verify)", markup=False)

@@ -1,0 +1,42 @@
+"""`deploykit models`: the originals that can be exported by name."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "deploykit models",
+    "deploykit models 'tiny-*' --json",
+)
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Show names that match, such as 'tiny-*'.")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """List the models that ship with the package, trained, with their accuracy."""
+    from deploykit.cli import render
+    from deploykit.models.family import get_family
+    from deploykit.models.sources import list_models, tiny_card
+    from deploykit.serde import to_json
+
+    cards = [tiny_card(name) for name in list_models() if fnmatch(name, pattern)]
+    if as_json:
+        render.print_json([to_json(card) for card in cards])
+        return
+    from rich.table import Table
+
+    grid = Table("model", "family", "input", "classes", "parameters", "top-1", box=None)
+    for card in cards:
+        size = "×".join(str(dim) for dim in card.preprocess.input_size)
+        top1 = f"{100 * card.top1.value:.1f} % (n={card.top1.n:,})"
+        grid.add_row(
+            card.id, get_family(card.family).title, size, str(len(card.labels)), f"{card.parameters / 1e6:.2f} M", top1
+        )
+    render.out().print(grid)
+
+
+COMMAND = models

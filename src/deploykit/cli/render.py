@@ -1,0 +1,136 @@
+"""What every command shares: results on stdout, everything else on stderr, quiet when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import DeploykitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from deploykit.export.cache import Made
+    from deploykit.export.stage import Node
+    from deploykit.verdict import Report
+
+#: Columns of an output that is no terminal.
+PIPED_WIDTH = 120
+
+
+def out() -> Console:
+    """Return the console for results."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(file=sys.stdout, highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """Return the console for progress and complaints."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_error(error: DeploykitError) -> None:
+    """Say what happened and what to do next, on stderr."""
+    from rich.text import Text
+
+    console = err()
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    width = max((len(hint.action) for hint in error.hints), default=0)
+    for index, hint in enumerate(error.hints):
+        lead = "  use    " if index == 0 else "         "
+        console.print(Text(f"{lead}{hint.action:<{width}}   {hint.effect}".rstrip()))
+
+
+def print_report(report: Report, sizes: dict[str, int], *, details: bool = True) -> None:
+    """Print a report's table, what went wrong, and the closing count."""
+    from deploykit.runtime.report import terminal
+
+    console = out()
+    console.print(terminal.table(report, sizes))
+    if details:
+        for line in terminal.complaints(report):
+            console.print(line, markup=False)
+
+
+class Stages:
+    """Shows the stages of a plan as they run: a bar for the running one, a line for each finished one."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console = console
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def started(self, node: Node) -> None:
+        """Show a bar."""
+        self._task = self._progress.add_task(node.id, total=None)
+
+    def progressed(self, done: int, total: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def finished(self, node: Node, made: Made) -> None:
+        """Replace the bar by a line."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        if not made.cached:
+            self._console.print(f"  {node.id:<44} {made.seconds:6.1f} s   {_facts(made)}", markup=False)
+
+
+def _facts(made: Made) -> str:
+    facts = made.item.facts
+    if "nodes_before" in facts:
+        return f"{facts['nodes_before']} → {facts['nodes']} nodes, outputs equal to {facts['relative_max']:.0e}"
+    known = {"nodes": "nodes", "operations": "operations", "images": "images", "verdict": ""}
+    return ", ".join(f"{facts[key]} {word}".strip() for key, word in known.items() if key in facts)
+
+
+@contextmanager
+def stages(*, quiet: bool) -> Iterator[Stages | None]:
+    """Yield a watcher that draws on stderr, or None where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    console, bars = _bars()
+    with bars:
+        yield Stages(console, bars)
+
+
+@contextmanager
+def steps(*, quiet: bool) -> Iterator[Any]:
+    """Yield a function of (name, done, total) that draws a bar on stderr, or does nothing where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _name, _done, _total: None
+        return
+    _, bars = _bars()
+    tasks: dict[str, TaskID] = {}
+
+    def step(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total)
+        bars.update(tasks[name], completed=done, total=total)
+
+    with bars:
+        yield step
+
+
+def _bars() -> tuple[Console, Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = err()
+    columns = (TextColumn("  {task.description:<44}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    return console, Progress(*columns, console=console, transient=True)

@@ -1,0 +1,54 @@
+"""`deploykit verify`: judge a bundle or a bare artifact on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "deploykit verify deploy/tiny-convnext",
+    "deploykit verify deploy/tiny-convnext --data val/",
+    "deploykit verify model.onnx --reference tiny-convnext",
+)
+
+
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle's folder, or an artifact's file.")],
+    reference: Annotated[str | None, typer.Option(metavar="MODEL", help="The original of a bare artifact.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Labelled images, a folder per class. Needs PyTorch.")
+    ] = None,
+    eval_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")
+    ] = 2000,
+    allow_not_run: Annotated[bool, typer.Option("--allow-not-run", help="Exit 0 though some could not run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare hashes, then judge every artifact afresh against the reference outputs. PyTorch is not needed for a bundle.
+
+    Exit code 0 when every gate passed, 3 drift, 6 inconclusive or not run, 7 a file was changed, 8 an axis is baked.
+    """
+    from deploykit.bundle import Bundle
+    from deploykit.cli import render
+    from deploykit.workflow.options import VerifyOptions
+    from deploykit.workflow.verify import verify as verify_target
+
+    options = VerifyOptions(reference=reference, data=str(data) if data else None, eval_size=eval_size)
+    with render.steps(quiet=as_json) as progress:
+        report = verify_target(target, options, progress)
+    if as_json:
+        from deploykit.runtime.report.records import report_record
+
+        render.print_json(report_record(report))
+    else:
+        from deploykit.runtime.report import terminal
+
+        artifacts = Bundle.open(target).manifest.artifacts if target.is_dir() else ()
+        render.print_report(report, {artifact.name: artifact.bytes for artifact in artifacts})
+        render.out().print(terminal.summary(report), markup=False)
+    raise typer.Exit(report.exit_code(strict=not allow_not_run))
+
+
+COMMAND = verify

@@ -1,0 +1,1 @@
+"""The only place that joins originals, stages and runtime."""

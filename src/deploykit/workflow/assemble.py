@@ -1,0 +1,157 @@
+"""From the results of a plan to a committed bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from deploykit import optional
+from deploykit.artifact import Artifact, Axis, FileRecord
+from deploykit.bundle import Bundle, BundleWriter, Placement
+from deploykit.export import onnx_files, reference
+from deploykit.export import plan as plans
+from deploykit.export.cache import Made
+from deploykit.export.pipeline import record_of
+from deploykit.export.stage import Item, Plan
+from deploykit.export.target import get_target
+from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
+from deploykit.models.family import get_family
+from deploykit.models.sources import Original
+from deploykit.runtime import judge
+from deploykit.workflow import measure
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the manifest tells beside the results.
+
+    Attributes:
+        original: What was exported.
+        plan: What was run.
+        cells: What was made.
+        axes: Dynamic axes, with the size that each was traced at.
+        command: The command line that asks for it.
+    """
+
+    original: Original
+    plan: Plan
+    cells: tuple[plans.Cell, ...]
+    axes: Mapping[str, int]
+    command: str
+
+
+class Assembly:
+    """Gathers the files of a bundle and writes its manifest."""
+
+    def __init__(self, story: Story, results: Mapping[str, Made], writer: BundleWriter) -> None:
+        self.story = story
+        self.results = results
+        self.writer = writer
+        self.items: dict[str, Item] = {name: made.item for name, made in results.items()}
+        self.placements: list[Placement] = []
+
+    def put(self, stem: str, files: Mapping[str, Path]) -> tuple[FileRecord, ...]:
+        """Name files that share a stem; return their records in the order given."""
+        placed = self.writer.place(stem, files)
+        self.placements.extend(placed)
+        return tuple(placement.record for placement in placed)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield each cell's artifact, its files named and its interface read from the graph."""
+        story = self.story
+        rules = get_family(story.original.family).axes
+        axes = {name: Axis(name, rule.min, max(rule.min, 1), rule.max, rule.step) for name, rule in rules.items()}
+        graph = onnx_files.load(self.items[plans.HUB].path(onnx_files.MODEL)).graph
+        for cell in story.cells:
+            target, name = get_target(cell.target), plans.artifact_name(story.original, cell)
+            stem = plans.stem_of(story.original, cell)
+            yield Artifact(
+                name=name,
+                format=target.format,
+                precision=cell.precision,
+                target=target.name,
+                inputs=onnx_files.specs(graph.input, axes),
+                outputs=onnx_files.specs(graph.output, axes),
+                files=self.put(stem, {ending: self.items[name].path(f"{stem}{ending}") for ending in target.endings}),
+                parent=self.items[plans.HUB].digest,
+                runs=target.runs[cell.precision],
+            )
+
+    def golden(self) -> GoldenRecord:
+        """Name the golden tensors."""
+        made = {"inputs": plans.GOLDEN, judge.PYTORCH: plans.GOLDEN_OUTPUTS, judge.HUB: plans.HUB_OUTPUTS}
+        records = {
+            role: self.put(f"golden/{role}", {".npz": self.items[node].path(reference.TENSORS)})[0]
+            for role, node in made.items()
+        }
+        facts = self.items[plans.GOLDEN].facts
+        return GoldenRecord(facts["count"], facts["images"], records.pop("inputs"), records)
+
+    def evaluation(self) -> EvaluationRecord | None:
+        """Name the original's answers, where there were labelled images."""
+        if plans.ANSWERS not in self.items:
+            return None
+        images = self.items[plans.EVALUATION]
+        crops = np.load(images.path(reference.CROPS), mmap_mode="r")
+        (record,) = self.put("golden/answers", {".npz": self.items[plans.ANSWERS].path(reference.ANSWERS)})
+        return EvaluationRecord(images.facts["set"], len(crops), hashlib.sha256(crops.tobytes()).hexdigest(), record)
+
+    def stages(self) -> Iterator[StageRecord]:
+        """Yield what is on record of each node."""
+        digests = {name: item.digest for name, item in {**self.story.plan.given, **self.items}.items()}
+        for node in self.story.plan.nodes:
+            yield record_of(node, self.results[node.id], digests)
+
+    def manifest(self) -> Manifest:
+        """Write the whole story, sealed."""
+        original = self.story.original
+        measured = [self.items[node.id] for node in self.story.plan.nodes]
+        timings = [timing for item in measured if item.kind == "timings" for timing in measure.read_timings(item)]
+        return Manifest(
+            manifest_version=VERSION,
+            deploykit=metadata.version("deploykit"),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=self.story.command,
+            source=SourceRecord(
+                id=original.id,
+                source=original.source,
+                family=original.family,
+                task=original.task,
+                parameters=original.parameters,
+                weights_sha256=original.weights_sha256,
+                digest=original.digest,
+            ),
+            preprocess=original.preprocess,
+            labels=original.labels,
+            axes=self.story.axes,
+            budgets=get_family(original.family).budgets,
+            stages=tuple(self.stages()),
+            artifacts=tuple(self.artifacts()),
+            modules=self.put("modules", {".json": self.items[plans.HUB].path(onnx_files.MODULES)})[0],
+            golden=self.golden(),
+            evaluation=self.evaluation(),
+            judgements=tuple(measure.read_judgement(item) for item in measured if item.kind == "judgement"),
+            timings=tuple(timings),
+            machine=Machine.here(),
+            libraries=optional.installed(),
+        ).sealed()
+
+
+def assemble(story: Story, results: Mapping[str, Made], writer: BundleWriter) -> Bundle:
+    """Check every result once more, name the files, commit them with their manifest.
+
+    Raises:
+        BadInputError: The cache was damaged while the plan ran.
+        ResourceError: The disk is full or the folder can't be written.
+    """
+    for made in results.values():
+        made.item.check()
+    assembly = Assembly(story, results, writer)
+    manifest = assembly.manifest()
+    return writer.commit(assembly.placements, manifest)

@@ -1,0 +1,103 @@
+"""Bench: time a bundle's artifacts on this machine, beside the original where PyTorch is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploykit import optional
+from deploykit.artifact import RunConfig
+from deploykit.bundle import Bundle, load_tensors
+from deploykit.errors import Hint, MissingComponent
+from deploykit.runtime import judge
+from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
+from deploykit.verdict import Report, Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBudget:
+    """What the timings are held to; None: not gated.
+
+    Attributes:
+        max_ms: Most milliseconds per inference, of the median.
+        min_speedup: Least ratio of the original's time to the artifact's.
+    """
+
+    max_ms: float | None = None
+    min_speedup: float | None = None
+
+
+def bench(
+    bundle: str | Path,
+    options: BenchOptions | None = None,
+    budget: LatencyBudget | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Time every artifact of a bundle in every RunConfig that is here.
+
+    Args:
+        bundle: The bundle's folder.
+        options: Rounds, bursts, warm-up, threads.
+        budget: Gates.
+        progress: Called with rounds done and rounds in all.
+
+    Returns:
+        A report with timings and latency gates.
+
+    Raises:
+        BadInputError: A file is damaged or was changed.
+        MissingComponent: None of the runtimes is here, or a speed-up is asked for without PyTorch.
+    """
+    options, budget = options or BenchOptions(), budget or LatencyBudget()
+    opened = Bundle.open(Path(bundle))
+    opened.check()
+    manifest = opened.manifest
+    golden = judge.Golden(load_tensors(opened.root / manifest.golden.inputs.path), {})
+    candidates = [
+        Candidate(artifact.name, str(opened.root / artifact.main.path), run)
+        for artifact in manifest.artifacts
+        for run in artifact.runs
+        if get_backend(run.backend).component.version() is not None
+    ]
+    if not candidates:
+        raise MissingComponent("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))
+    static = {dim for artifact in manifest.artifacts for dim in artifact.inputs[0].shape[:1] if isinstance(dim, int)}
+    if options.batch is None and len(static) == 1:
+        options = replace(options, batch=static.pop())
+    timings = time_beside_original(manifest.source.source, candidates, golden, options, progress)
+    if budget.min_speedup is not None and all(timing.speedup is None for timing in timings):
+        raise MissingComponent(
+            "a speed-up needs the PyTorch original beside it", Hint("pip install 'deploykit[export]'")
+        )
+    gates = [
+        gate
+        for timing in timings
+        if timing.candidate != judge.PYTORCH
+        for gate in (
+            speed_gate(timing, budget.min_speedup) if budget.min_speedup is not None else None,
+            ceiling_gate(timing, budget.max_ms) if budget.max_ms is not None else None,
+        )
+        if gate is not None
+    ]
+    return Report(str(opened.root), timings=timings, latency=tuple(gates))
+
+
+def time_beside_original(
+    source: str,
+    candidates: list[Candidate],
+    golden: judge.Golden,
+    options: BenchOptions,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Timing, ...]:
+    """Time candidates, and the original with them where PyTorch is installed."""
+    torch = optional.installed(("torch", "timm"))
+    original = [Candidate(judge.PYTORCH, source, RunConfig("torch", precision="f32"))] if len(torch) > 1 else []
+    return measure(
+        [*original, *candidates],
+        lambda specs: judge.feeds_of(specs, golden, options.batch or 1),
+        options,
+        baseline=judge.PYTORCH,
+        progress=progress,
+    )

@@ -1,0 +1,225 @@
+"""Export: an original to a bundle with its proof."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploykit import optional, serde
+from deploykit.bundle import Bundle, BundleWriter
+from deploykit.data.imageset import open_imageset
+from deploykit.errors import Hint, ResourceError
+from deploykit.export import plan
+from deploykit.export.cache import Cache
+from deploykit.export.pipeline import Pipeline, Silent, Watcher
+from deploykit.export.stage import Node, Plan
+from deploykit.manifest import Machine
+from deploykit.models import sources
+from deploykit.models.family import get_family
+from deploykit.models.sources import Original
+from deploykit.runtime import judge
+from deploykit.verdict import Report
+from deploykit.workflow import measure
+from deploykit.workflow.assemble import Story, assemble
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions
+
+BENCH = "bench"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result of an export: the bundle on disk and what was found out about it."""
+
+    bundle: Bundle
+    report: Report
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an export is about to do.
+
+    Attributes:
+        original: What is exported.
+        cells: What will be made of it.
+        axes: Dynamic axes, with the size that each is traced at.
+        out: Where the bundle will lie.
+        plan: What will be run.
+    """
+
+    original: Original
+    cells: tuple[plan.Cell, ...]
+    axes: Mapping[str, int]
+    out: Path
+    plan: Plan
+
+
+def prepare(model: str, options: ExportOptions) -> Preview:
+    """Check a request whole, before anything runs.
+
+    Raises:
+        UsageError: An unknown model, cell or axis, or images that are not the model's.
+        MissingComponent: A library that the plan needs is not installed.
+        ResourceError: Too little free disk.
+    """
+    original = sources.resolve(model)
+    request = plan.Request(
+        cells=tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells)),
+        batch=options.batch,
+        dynamic=tuple(dict.fromkeys(options.dynamic)),
+        golden=_images(GOLDEN_IMAGES, original, GOLDEN_COUNT),
+        evaluation=_evaluation(original, options) if options.verify else None,
+    )
+    made = plan.make_plan(original, request, GOLDEN_COUNT)
+    whole = _with_measurements(original, request, options, made)
+    for node in whole.nodes:
+        optional.require(*node.stage.libraries)
+    out = Path(options.out) if options.out else Path("deploy") / original.id
+    _check_disk(out, original)
+    family = get_family(original.family)
+    axes = {name: family.axes[name].traced for name in request.dynamic}
+    return Preview(original, request.cells, axes, out, whole)
+
+
+def export_model(
+    model: str,
+    options: ExportOptions | None = None,
+    *,
+    watcher: Watcher | None = None,
+    on_plan: Callable[[Preview], None] | None = None,
+    command: str = "",
+    quiet: bool = True,
+) -> Exported:
+    """Export a model and prove it.
+
+    Args:
+        model: Name of the original, such as "tiny-convnext".
+        options: What to make of it; the default is fp32 ONNX.
+        watcher: Is told how the stages proceed.
+        on_plan: Is shown the plan before it runs.
+        command: The command line to put on record; made from the options where empty.
+        quiet: Keep what the libraries print to themselves.
+
+    Returns:
+        The bundle and its report. A failed gate is no exception: look at `report.verdict`.
+
+    Raises:
+        UsageError: The request makes no sense, or the folder holds something else.
+        MissingComponent: A library that the plan needs is not installed.
+        ResourceError: No disk, or another export is writing there.
+        UnsupportedError: The target can't express the model.
+    """
+    options = options or ExportOptions()
+    preview = prepare(model, options)
+    if on_plan is not None:
+        on_plan(preview)
+    with _cache(options) as cache, _lock(preview.out):
+        writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
+        results = Pipeline(cache, watcher or Silent(), quiet=quiet).run(preview.plan)
+        story = Story(preview.original, preview.plan, preview.cells, preview.axes, command or _command(model, options))
+        bundle = assemble(story, results, writer)
+    manifest = bundle.manifest
+    return Exported(bundle, Report(str(bundle.root), manifest.judgements, manifest.timings))
+
+
+def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
+    images = open_imageset(name, original.labels, count)
+    return plan.ImagesRequest(name, images.digest, count)
+
+
+def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
+    if options.data is not None:
+        return _images(options.data, original, None)
+    return _images(original.images, original, options.eval_size) if original.images else None
+
+
+def _with_measurements(original: Original, request: plan.Request, options: ExportOptions, made: Plan) -> Plan:
+    """Add a judge node per artifact and RunConfig, and one bench node over all."""
+    family, targets = plan.check_request(original, request)
+    machine = Machine.here()
+    nodes, candidates = list(made.nodes), []
+    axes = {name: family.axes[name].traced for name in request.dynamic}
+    for cell, target in targets.items():
+        name = plan.artifact_name(original, cell)
+        file = plan.stem_of(original, cell) + target.endings[0]
+        inputs = {
+            "artifact": name,
+            "golden": plan.GOLDEN,
+            judge.PYTORCH: plan.GOLDEN_OUTPUTS,
+            judge.HUB: plan.HUB_OUTPUTS,
+        }
+        if request.evaluation is not None:
+            inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
+        for run in target.runs[cell.precision]:
+            candidates.append((name, file, run))
+            judging = measure.JudgeOptions(name, file, run, family.budgets, axes, original.preprocess, machine)
+            stage = measure.judge_stage(run, with_images=request.evaluation is not None)
+            if options.verify:
+                nodes.append(Node(judge_id(name, run.label), stage, judging, inputs))
+    if options.bench:
+        bench = replace(options.bench_options, batch=options.batch)
+        timing = measure.TimeOptions(tuple(candidates), bench, machine)
+        stage_inputs = {
+            plan.ORIGINAL: plan.ORIGINAL,
+            "golden": plan.GOLDEN,
+            **{name: name for name, _, _ in candidates},
+        }
+        nodes.append(Node(BENCH, measure.time_stage(tuple(candidates)), timing, stage_inputs))
+    return Plan(made.given, tuple(nodes))
+
+
+def judge_id(artifact: str, run: str) -> str:
+    """Return the id of the node that judges `artifact` in the RunConfig labelled `run`."""
+    return f"judge {artifact} ({run})"
+
+
+@contextlib.contextmanager
+def _cache(options: ExportOptions) -> Iterator[Cache]:
+    """Yield the user's cache, or one that is gone afterwards."""
+    if options.cache:
+        yield Cache.default()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="deploykit-"))
+    try:
+        yield Cache(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep a second export out of the same folder; the lock lies in the cache, so that bundles hold no foreign file."""
+    import filelock
+
+    name = serde.digest(str(out.resolve()))[:16]
+    folder = Cache.default().root / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"{name}.lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ResourceError(f"another export is writing to {out}", Hint("--out DIR", "writes elsewhere")) from None
+
+
+def _check_disk(out: Path, original: Original) -> None:
+    """Refuse a request that can't fit: fp32 weights in the cache (traced, simplified, packaged) and in the bundle."""
+    place = out.resolve()
+    while not place.exists():
+        place = place.parent
+    needed, free = 5 * 4 * original.parameters, shutil.disk_usage(place).free
+    if free < needed:
+        raise ResourceError(f"{place} has {free / 1e9:.1f} GB free; this export may need {needed / 1e9:.1f} GB")
+
+
+def _command(model: str, options: ExportOptions) -> str:
+    """Return the command line that asks for the same."""
+    words = ["deploykit", "export", model, *(f"--cell {cell}" for cell in options.cells)]
+    words += [f"--batch {options.batch}"] if options.batch != 1 else []
+    words += [f"--dynamic {axis}" for axis in options.dynamic]
+    words += [f"--data {options.data}"] if options.data else []
+    words += ["--no-verify"] if not options.verify else []
+    words += ["--no-bench"] if not options.bench else []
+    return " ".join(words)

@@ -1,0 +1,48 @@
+"""Load: an artifact, or the one of a bundle, as a Session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploykit.artifact import RunConfig
+from deploykit.bundle import Bundle
+from deploykit.errors import Hint, UsageError
+from deploykit.runtime.backends.base import Session, backend_for, get_backend
+
+
+def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = None) -> Session:
+    """Open an artifact.
+
+    Args:
+        path: An artifact's main file, or a bundle's folder.
+        artifact: Name of the artifact where a bundle holds several.
+        run: How to run it; the default is what the bundle recommends, for a bare file the runtime's own choice.
+
+    Returns:
+        A session: `infer({name: array}) -> {name: array}` with the dtypes and shapes of `inputs` and `outputs`;
+        a context manager.
+
+    Raises:
+        UsageError: No such path or artifact, or several to choose from.
+        BadInputError: The file is damaged, or not the one that the manifest describes.
+        MissingComponent: The runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist")
+        backend = backend_for(path.name)
+        return backend.open(str(path), run or RunConfig(backend.name))
+    bundle = Bundle.open(path)
+    names = [candidate.name for candidate in bundle.manifest.artifacts]
+    wanted = artifact or (names[0] if len(names) == 1 else None)
+    if wanted not in names:
+        raise UsageError(
+            f"{path} holds {', '.join(names)}" + (f", not {artifact!r}" if artifact else ""),
+            Hint(f"load(path, artifact={names[0]!r})"),
+        )
+    chosen = bundle.manifest.artifacts[names.index(wanted)]
+    for record in chosen.files:
+        record.check(path)
+    config = run or chosen.runs[0]
+    return get_backend(config.backend).open(str(path / chosen.main.path), config)

@@ -1,0 +1,123 @@
+"""Judging and timing as plan nodes: they cache, record and parallelise as every other stage does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from deploykit import serde
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.bundle import load_tensors
+from deploykit.export.reference import ANSWERS, CROPS, TENSORS
+from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
+from deploykit.manifest import Machine
+from deploykit.runtime import judge
+from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.drift import Answers
+from deploykit.runtime.latency import BenchOptions, Candidate
+from deploykit.verdict import Budget, Judgement, Timing
+from deploykit.workflow.bench import time_beside_original
+
+JUDGEMENT, TIMINGS = "judgement.json", "timings.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How an artifact is judged.
+
+    Attributes:
+        artifact: Its name.
+        file: Its main file.
+        run: How it is run.
+        budgets: Bounds by the precision that it then computes in.
+        axes: Dynamic axes and the sizes that they were traced at.
+        preprocess: How crops become inputs.
+        machine: Where: a verdict is not carried from one machine to another.
+    """
+
+    artifact: str
+    file: str
+    run: RunConfig
+    budgets: Mapping[str, Budget]
+    axes: Mapping[str, int]
+    preprocess: Preprocess
+    machine: Machine
+
+
+def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
+    references = {name: load_tensors(inputs[name].path(TENSORS)) for name in (judge.PYTORCH, judge.HUB)}
+    evaluation = None
+    if "images" in inputs:
+        answers = Answers(**load_tensors(inputs["answers"].path(ANSWERS)))
+        crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
+        evaluation = judge.Evaluation(crops, answers, options.preprocess)
+    brief = judge.Brief(
+        golden=judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), references),
+        budgets=options.budgets,
+        axes=options.axes,
+        evaluation=evaluation,
+    )
+    path = str(inputs["artifact"].path(options.file))
+    backend = get_backend(options.run.backend)
+    found = judge.judge(
+        options.artifact, options.run, lambda: backend.open(path, options.run), brief, workspace.progress
+    )
+    (workspace.folder / JUDGEMENT).write_text(json.dumps(serde.to_json(found)), encoding="utf-8")
+    return {"verdict": found.verdict.value}
+
+
+_NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.PYTORCH: "tensors", judge.HUB: "tensors"}
+
+
+def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
+    """Return the stage that judges in this RunConfig, with labelled images or without."""
+    takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
+    return Stage("judge", 1, takes, "judgement", (get_backend(run.backend).module,), _judge)
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """What is timed, and how.
+
+    Attributes:
+        candidates: Artifact name, main file and RunConfig of each; the original comes on top.
+        bench: Rounds, bursts, warm-up, threads.
+        machine: Where.
+    """
+
+    candidates: tuple[tuple[str, str, RunConfig], ...]
+    bench: BenchOptions
+    machine: Machine
+
+
+def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
+    golden = judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
+    files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
+    source = inputs["original"].facts["source"]
+    timings = time_beside_original(source, files, golden, options.bench, workspace.progress)
+    (workspace.folder / TIMINGS).write_text(json.dumps(serde.to_json(timings)), encoding="utf-8")
+    return {"candidates": len(timings)}
+
+
+def time_stage(candidates: tuple[tuple[str, str, RunConfig], ...]) -> Stage[TimeOptions]:
+    """Return the stage that times these candidates beside the original."""
+    takes = {"original": "original", "golden": "tensors", **{name: "artifact" for name, _, _ in candidates}}
+    modules = sorted({get_backend(run.backend).module for _, _, run in candidates} | {"torch", "timm"})
+    return Stage("bench", 1, takes, "timings", tuple(modules), _time)
+
+
+def read_judgement(item: Item) -> Judgement:
+    """Read what a judge node wrote."""
+    return serde.from_json(Judgement, json.loads(item.path(JUDGEMENT).read_bytes()))
+
+
+def read_timings(item: Item) -> tuple[Timing, ...]:
+    """Read what a bench node wrote."""
+    data = json.loads(item.path(TIMINGS).read_bytes())
+    return tuple(serde.from_json(Timing, entry) for entry in data)

@@ -1,0 +1,59 @@
+"""What callers choose: frozen options, declared once; the command line and the Python API derive from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deploykit.runtime.latency import BenchOptions
+
+#: Images that the task gates are judged on where a model has a set of its own: enough to tell 98 % from 99 %.
+EVALUATION_COUNT = 2000
+#: Golden inputs of a bundle: how many, and the images that they are taken from.
+GOLDEN_COUNT = 16
+GOLDEN_IMAGES = "rendered:calib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What `deploykit.export_model` makes.
+
+    Attributes:
+        cells: Precision and target of each artifact, as "fp32:ort".
+        out: The bundle's folder; None is `deploy/<model>`.
+        batch: Rows of the input.
+        dynamic: Axes of the input that stay open, such as "batch"; each is verified at three sizes off the traced one.
+        data: Folder of labelled images, one folder per class, for the task gates; None takes the model's own set.
+        eval_size: How many images of the model's own set are judged.
+        verify: Judge each artifact against the original.
+        bench: Time each artifact beside the original.
+        replace: Write into a folder that holds another original's bundle or other files.
+        cache: Reuse and keep the results of stages.
+        bench_options: How latency is measured.
+    """
+
+    cells: tuple[str, ...] = ("fp32:ort",)
+    out: str | None = None
+    batch: int = 1
+    dynamic: tuple[str, ...] = ()
+    data: str | None = None
+    eval_size: int = EVALUATION_COUNT
+    verify: bool = True
+    bench: bool = True
+    replace: bool = False
+    cache: bool = True
+    bench_options: BenchOptions = field(default_factory=BenchOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How `deploykit.verify` judges.
+
+    Attributes:
+        reference: Source of the original, for a bare artifact.
+        data: Folder of labelled images, one folder per class; needs PyTorch for the original's answers.
+        eval_size: How many images of the model's own set a bare artifact is judged on.
+    """
+
+    reference: str | None = None
+    data: str | None = None
+    eval_size: int = EVALUATION_COUNT

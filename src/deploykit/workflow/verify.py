@@ -1,0 +1,131 @@
+"""Verify: judge a bundle or a bare artifact on this machine, afresh."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.bundle import Bundle, load_tensors
+from deploykit.data.imageset import open_imageset, prepare_crops
+from deploykit.data.preprocess import normalize
+from deploykit.errors import Hint, MissingComponent, UsageError
+from deploykit.models import sources
+from deploykit.models.family import get_family
+from deploykit.runtime import judge
+from deploykit.runtime.backends.base import backend_for, get_backend
+from deploykit.runtime.drift import Answers
+from deploykit.verdict import Judgement, Report
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions
+
+Progress = Callable[[str, int, int], None]
+
+
+def verify(target: str | Path, options: VerifyOptions | None = None, progress: Progress | None = None) -> Report:
+    """Judge what lies at `target`.
+
+    Args:
+        target: A bundle's folder, or an artifact's main file (then `options.reference` names its original).
+        options: How to judge.
+        progress: Called with the name of what is judged, images done and images in all.
+
+    Returns:
+        The report. A failed gate is no exception: look at `verdict` and `not_run`.
+
+    Raises:
+        UsageError: No such path, or a bare artifact without a reference.
+        BadInputError: A file is damaged or was changed.
+        UnsupportedError: A runtime refuses an artifact.
+    """
+    options = options or VerifyOptions()
+    path = Path(target)
+    if path.is_dir():
+        return _verify_bundle(path, options, progress)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist")
+    if options.reference is None:
+        raise UsageError(
+            f"{path} is a bare artifact: nothing says what it should compute",
+            Hint("--reference MODEL", "compares it with that original"),
+        )
+    return _verify_bare(path, options.reference, options, progress)
+
+
+def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None) -> Report:
+    if options.reference is not None:
+        raise UsageError("--reference is for a bare artifact: a bundle knows its original")
+    bundle = Bundle.open(root)
+    bundle.check()
+    manifest = bundle.manifest
+    references = {name: load_tensors(bundle.root / record.path) for name, record in manifest.golden.references.items()}
+    golden = judge.Golden(load_tensors(bundle.root / manifest.golden.inputs.path), references)
+    evaluation, reason = _bundle_evaluation(bundle, options)
+    brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, reason)
+    jobs = [(artifact.name, run, root / artifact.main.path) for artifact in manifest.artifacts for run in artifact.runs]
+    return Report(str(root), tuple(_judgements(jobs, brief, progress)))
+
+
+def _judgements(
+    jobs: list[tuple[str, RunConfig, Path]], brief: judge.Brief, progress: Progress | None
+) -> Iterator[Judgement]:
+    for name, run, path in jobs:
+
+        def tell(done: int, total: int, name: str = name) -> None:
+            if progress is not None:
+                progress(name, done, total)
+
+        backend = get_backend(run.backend)
+        yield judge.judge(name, run, lambda b=backend, p=path, r=run: b.open(str(p), r), brief, tell)  # type: ignore[misc]
+
+
+def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Evaluation | None, str]:
+    """Return the labelled images and the original's answers, or why they can't be had."""
+    manifest = bundle.manifest
+    if options.data is not None:
+        return _live_evaluation(manifest.source.source, options.data, None), ""
+    record = manifest.evaluation
+    if record is None:
+        return None, ""
+    try:
+        crops = _crops(record.images, record.count, manifest.labels, manifest.preprocess)
+    except (MissingComponent, UsageError) as error:
+        return None, error.message
+    if hashlib.sha256(crops.tobytes()).hexdigest() != record.crops_sha256:
+        return None, f"{record.images} is prepared to other pixels here than where the bundle was made"
+    answers = Answers(**load_tensors(bundle.root / record.answers.path))
+    return judge.Evaluation(crops, answers, manifest.preprocess), ""
+
+
+def _crops(images: str, count: int | None, labels: tuple[str, ...], recipe: Preprocess) -> NDArray[np.uint8]:
+    return prepare_crops(open_imageset(images, labels, count), recipe)
+
+
+def _live_evaluation(source: str, images: str, count: int | None) -> judge.Evaluation:
+    """Prepare images and let the original answer them."""
+    original = sources.resolve(source)
+    chosen = open_imageset(images, original.labels, count)
+    crops = prepare_crops(chosen, original.preprocess)
+    with get_backend("torch").open(source, RunConfig("torch", precision="f32")) as session:
+        logits = judge.logits_of(session, crops, original.preprocess)
+    answers = Answers.of(logits, np.asarray(chosen.labels, np.int64))
+    return judge.Evaluation(crops, answers, original.preprocess)
+
+
+def _verify_bare(path: Path, source: str, options: VerifyOptions, progress: Progress | None) -> Report:
+    """Judge a file against an original, both run now."""
+    original = sources.resolve(source)
+    family = get_family(original.family)
+    backend = backend_for(path.name)
+    crops = _crops(GOLDEN_IMAGES, GOLDEN_COUNT, original.labels, original.preprocess)
+    inputs = {family.input_name: normalize(crops, original.preprocess)}
+    with get_backend("torch").open(source, RunConfig("torch", precision="f32")) as session:
+        golden = judge.Golden(inputs, {judge.PYTORCH: judge.run_rows(session, inputs)})
+    images = options.data or original.images
+    evaluation = _live_evaluation(source, images, None if options.data else options.eval_size) if images else None
+    brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
+    runs = [RunConfig(backend.name, precision=precision) for precision in backend.judged]
+    return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))

@@ -1,0 +1,40 @@
+"""Fixtures that several suites share: a cache of the test run's own, and one real export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import deploykit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests, and the tests out of it."""
+    before = os.environ.get("DEPLOYKIT_CACHE")
+    os.environ["DEPLOYKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["DEPLOYKIT_CACHE"]
+    else:
+        os.environ["DEPLOYKIT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Exported:
+    """tiny-convnext as ONNX and OpenVINO IR, judged and timed, as the main job does it. Not to be changed: copy it."""
+    options = deploykit.ExportOptions(
+        cells=("fp32:ort", "fp32:openvino"),
+        out=str(tmp_path_factory.mktemp("bundle") / "tiny-convnext"),
+        bench_options=deploykit.BenchOptions(rounds=6, burst_ms=10.0, warmup_ms=30.0),
+    )
+    return deploykit.export_model("tiny-convnext", options)
+
+
+@pytest.fixture(scope="session")
+def bundle(exported: deploykit.Exported) -> Path:
+    """The folder of `exported`."""
+    return exported.bundle.root

@@ -1,0 +1,162 @@
+"""The command line's manners: help, errors, exit codes, and what it doesn't import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import python, run
+
+COMMANDS = ("export", "verify", "bench", "inspect", "doctor", "models", "run")
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "scipy", "numpy", "rich")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_no_heavy_library(command: str) -> None:
+    program = (
+        "import sys\n"
+        f"sys.argv = ['deploykit', *{command.split()!r}, '--help']\n"
+        "from deploykit.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    outcome = python("-c", program)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip().splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_describes_every_option(command: str) -> None:
+    outcome = run(command, "--help")
+    assert f"    deploykit {command}" in outcome.out
+    for line in outcome.out.splitlines():
+        assert not line.rstrip().endswith(("<text>", "<path>", "<str>")), f"{command}: no help in {line!r}"
+
+
+def test_an_unknown_model_is_exit_2_and_names_a_near_one() -> None:
+    outcome = run("export", "tiny-convnet")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "'tiny-convnet' is no model that I know. Near: tiny-convnext" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cell", "fp32"), "'fp32' is no cell"),
+        (("--cell", "fp12:ort"), "unknown precision 'fp12'"),
+        (("--cell", "fp32:abacus"), "unknown target 'abacus'"),
+        (("--dynamic", "colour"), "ConvNeXt has no axis 'colour'"),
+        (("--dynamic", "batch", "--batch", "4"), "contradict one another"),
+        (("--data", "nowhere"), "nowhere is no folder of images"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_exit_2(words: tuple[str, ...], message: str) -> None:
+    outcome = run("export", "tiny-convnext", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_somebody_elses_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    words = ("export", "tiny-convnext", "--no-bench", "--eval-size", "32", "--out", str(tmp_path))
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert "holds files that deploykit did not write: thesis.txt" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert run(*words, "--replace").code == 0
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_exports_into_one_folder_at_once(tmp_path: Path) -> None:
+    import filelock
+
+    from deploykit import serde
+    from deploykit.export.cache import Cache
+
+    lock = Cache.default().root / "locks" / f"{serde.digest(str(tmp_path / 'b'))[:16]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
+        outcome = run("export", "tiny-convnext", "--no-bench", "--eval-size", "32", "--out", str(tmp_path / "b"))
+    assert outcome.code == 5
+    assert "another export is writing to" in outcome.err
+
+
+def test_the_closing_line_counts_what_was_not_run(tmp_path: Path) -> None:
+    outcome = run("export", "tiny-convnext", "--no-verify", "--no-bench", "--out", str(tmp_path / "b"))
+    assert outcome.code == 0
+    assert outcome.out.strip().splitlines()[-1] == "0 passed, 1 not run (--no-verify)"
+
+
+def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
+    doctor = json.loads(run("doctor", "--json").out)
+    assert doctor["backends"] == {"onnxruntime": None, "openvino": None, "torch": None}
+    assert "tiny-convnext" in {card["id"] for card in json.loads(run("models", "--json").out)}
+    assert json.loads(run("inspect", str(bundle), "--json").out)["source"]["id"] == "tiny-convnext"
+    inputs = json.loads(run("inspect", str(bundle / "tiny-convnext.fp32.onnx"), "--json").out)["inputs"]
+    assert inputs == [{"name": "input", "dtype": "float32", "shape": [1, 3, 64, 64]}]
+
+
+def test_inspected_code_opens_the_artifacts_without_deploykit(bundle: Path) -> None:
+    code = run("inspect", str(bundle), "--code").out
+    assert "deploykit" not in "".join(line for line in code.splitlines() if "import" in line)
+    outcome = python("-c", code)
+    assert outcome.code == 0, outcome.err
+
+
+def test_run_names_what_it_sees(bundle: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from deploykit.data import rendered
+
+    hits = 0
+    for index in range(12):
+        Image.fromarray(rendered.render("test", index)[0]).save(tmp_path / f"{index}.png")
+    images = [str(tmp_path / f"{index}.png") for index in range(12)]
+    found = json.loads(run("run", str(bundle / "tiny-convnext.fp32.openvino.xml"), *images, "--json").out)
+    for index, prediction in enumerate(found):
+        assert len(prediction["scores"]) == 5
+        hits += prediction["scores"][0]["label"] == rendered.CLASSES[rendered.render("test", index)[1]]
+    assert hits >= 9
+
+
+def test_run_refuses_what_is_no_image(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    outcome = run("run", str(bundle / "tiny-convnext.fp32.onnx"), str(tmp_path / "x.png"))
+    assert outcome.code == 7
+    assert "x.png is no image" in outcome.err
+
+
+def test_bench_gates_latency(bundle: Path) -> None:
+    words = ("bench", str(bundle), "--rounds", "6")
+    assert run(*words, "--max-ms", "10000").code == 0
+    outcome = run(*words, "--max-ms", "0.0001")
+    assert outcome.code == 4
+    assert "the gate asks for at most" in outcome.out
+
+
+def test_results_are_on_stdout_and_quiet_when_piped(tmp_path: Path) -> None:
+    outcome = run("export", "tiny-convnext", "--no-bench", "--eval-size", "32", "--out", str(tmp_path / "b"))
+    assert "✔ pass" in outcome.out
+    assert "\x1b[" not in outcome.out + outcome.err
+
+
+def test_ctrl_c_ends_with_130_and_says_what_is_kept(tmp_path: Path) -> None:
+    import os
+    import signal
+    import time
+
+    words = [sys.executable, "-m", "deploykit", "export", "tiny-convnext", "--no-cache", "--out", str(tmp_path / "b")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # the plan is printed: the work begins
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert not (tmp_path / "b").exists()
