@@ -75,12 +75,12 @@ class Stages:
 
     def started(self, node: Node) -> None:
         """Show a bar."""
-        self._task = self._progress.add_task(node.id, total=None)
+        self._task = self._progress.add_task(node.id, total=None, count="")
 
     def progressed(self, done: int, total: int) -> None:
         """Move the bar."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+            self._progress.update(self._task, completed=done, total=total, count=f"{done:,}/{total:,}")
 
     def finished(self, node: Node, made: Made) -> None:
         """Replace the bar by a line."""
@@ -95,8 +95,8 @@ def _facts(made: Made) -> str:
     facts = made.item.facts
     if "nodes_before" in facts:
         return f"{facts['nodes_before']} → {facts['nodes']} nodes, outputs equal to {facts['relative_max']:.0e}"
-    known = {"nodes": "nodes", "operations": "operations", "images": "images", "verdict": ""}
-    return ", ".join(f"{facts[key]} {word}".strip() for key, word in known.items() if key in facts)
+    words = [f"{facts[key]:,} {key}" for key in ("nodes", "operations", "images", "inputs") if key in facts]
+    return ", ".join([*words, *([facts["verdict"]] if "verdict" in facts else [])])
 
 
 @contextmanager
@@ -121,16 +121,21 @@ def steps(*, quiet: bool) -> Iterator[Any]:
 
     def step(name: str, done: int, total: int) -> None:
         if name not in tasks:
-            tasks[name] = bars.add_task(name, total=total)
-        bars.update(tasks[name], completed=done, total=total)
+            tasks[name] = bars.add_task(name, total=total, count="")
+        bars.update(tasks[name], completed=done, total=total, count=f"{done:,}/{total:,}")
 
     with bars:
         yield step
 
 
 def _bars() -> tuple[Console, Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = err()
-    columns = (TextColumn("  {task.description:<44}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description:<44}"),
+        BarColumn(20),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+    )
     return console, Progress(*columns, console=console, transient=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploykit import optional
+from deploykit import optional, telemetry
 from deploykit.artifact import FileRecord
 from deploykit.errors import BadInputError, DeploykitError, Hint, InternalError, ResourceError
 from deploykit.export.cache import FILES, Cache, Entry, Made
@@ -119,6 +119,7 @@ class Pipeline:
 
     def _make(self, node: Node, inputs: Mapping[str, Item], key: str) -> Made:
         libraries = optional.require(*node.stage.libraries)
+        telemetry.switch_off()
         started = time.perf_counter()
         try:
             folder = self.cache.workspace()

@@ -62,7 +62,7 @@ class GoldenOptions:
 def _golden_inputs(inputs: Inputs, options: GoldenOptions, workspace: Workspace) -> Facts:
     crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")[: options.count]
     save_tensors(workspace.folder / TENSORS, {options.input_name: normalize(crops, options.preprocess)})
-    return {"count": len(crops), "images": inputs["images"].facts["set"]}
+    return {"inputs": len(crops), "set": inputs["images"].facts["set"]}
 
 
 @dataclass(frozen=True)

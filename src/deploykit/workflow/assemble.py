@@ -91,7 +91,7 @@ class Assembly:
             for role, node in made.items()
         }
         facts = self.items[plans.GOLDEN].facts
-        return GoldenRecord(facts["count"], facts["images"], records.pop("inputs"), records)
+        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records)
 
     def evaluation(self) -> EvaluationRecord | None:
         """Name the original's answers, where there were labelled images."""

@@ -13,13 +13,13 @@ from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
-from deploykit.runtime.backends.openvino import import_openvino
 
 ENDINGS = (".openvino.xml", ".openvino.bin")
 
 
 def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
-    openvino = import_openvino()
+    import openvino
+
     graph = inputs["graph"].path(onnx_files.MODEL)
     try:
         model = openvino.Core().read_model(str(graph))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import registry
+from deploykit import registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import InternalError, UsageError
 from deploykit.optional import COMPONENTS, Component
@@ -130,6 +130,7 @@ class Backend(ABC):
         if self.suffixes and not model.endswith(self.suffixes):
             raise UsageError(f"{self.name} opens {' and '.join(self.suffixes)} files, not {model!r}")
         self.component.require()
+        telemetry.switch_off()
         return self._open(model, config)
 
     @abstractmethod

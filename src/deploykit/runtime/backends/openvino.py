@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponent, UnsupportedError, UsageError
@@ -17,7 +14,6 @@ from deploykit.runtime.backends.external_data import checked_model
 from deploykit.verdict import Ran
 
 AXES_KEY: Final = "deploykit.axes"
-TELEMETRY: Final = "openvino_telemetry"
 
 _DEVICES: Final[Mapping[str, str]] = {"cpu": "CPU", "gpu": "GPU"}
 _PRECISIONS: Final = ("f32", "bf16", "f16")
@@ -30,16 +26,6 @@ _DTYPES: Final[Mapping[str, str]] = {
 }
 #: What OpenVINO says where a model is sound but beyond it.
 _BEYOND: Final = ("OpConversionFailure", "No conversion rule found", "unsupported opset", "Cannot create")
-
-
-def import_openvino() -> ModuleType:
-    """Import OpenVINO with its telemetry off.
-
-    The mere import reports to a telemetry service. OpenVINO has a stub of its own for where the package `openvino_telemetry`
-    is absent: in this process it is. Nothing changes where a program imported that package itself.
-    """
-    sys.modules.setdefault(TELEMETRY, cast("ModuleType", None))
-    return importlib.import_module("openvino")
 
 
 class OpenVinoSession(Session):
@@ -81,7 +67,7 @@ class OpenVinoBackend(Backend):
     judged = ("f32", "auto")
 
     def _open(self, model: str, config: RunConfig) -> Session:
-        openvino = import_openvino()
+        import openvino
 
         properties = _properties(config)
         core = openvino.Core()
