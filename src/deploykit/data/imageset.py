@@ -54,7 +54,7 @@ class RenderedSet(ImageSet):
             )
         self.name = f"{RENDERED}:{split}"
         self._split = split
-        self.labels = tuple(rendered.render(split, index)[1] for index in range(count))
+        self.labels = tuple(rendered.label(split, index) for index in range(count))
 
     @property
     def digest(self) -> str:

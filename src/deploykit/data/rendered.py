@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLASSES", "SPLITS", "VERSION", "render"]
+__all__ = ["CLASSES", "SPLITS", "VERSION", "label", "render"]
 
 Field = NDArray[np.float32]  # (H, W) one value per pixel, (3, H, W) one per pixel and colour, or (3, 1, 1) one colour
 
@@ -368,6 +368,25 @@ def _labels(split: int, block: int) -> tuple[int, ...]:
     return tuple(sorted(range(len(CLASSES)), key=lambda _: draws.unit()))
 
 
+def label(split: str, index: int) -> int:
+    """Return the label of an image without rendering it: an index into `CLASSES`.
+
+    Args:
+        split: One of `SPLITS`.
+        index: Which image, from 0 to 2**31 - 1.
+
+    Raises:
+        ValueError: The split is unknown, or the index is out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    index = operator.index(index)
+    if not 0 <= index < _MAX_INDEX:
+        raise ValueError(f"index {index} is out of range; it must be from 0 to {_MAX_INDEX - 1}")
+    block, position = divmod(index, len(CLASSES))
+    return _labels(SPLITS.index(split), block)[position]
+
+
 def render(split: str, index: int, size: int = 80) -> tuple[NDArray[np.uint8], int]:
     """Render one labelled image.
 
@@ -386,14 +405,8 @@ def render(split: str, index: int, size: int = 80) -> tuple[NDArray[np.uint8], i
     Raises:
         ValueError: The split is unknown, or the index or the size is out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    index, size = operator.index(index), operator.index(size)
-    if not 0 <= index < _MAX_INDEX:
-        raise ValueError(f"index {index} is out of range; it must be from 0 to {_MAX_INDEX - 1}")
+    chosen, size = label(split, index), operator.index(size)
     if not _MIN_SIZE <= size <= _MAX_SIZE:
         raise ValueError(f"size {size} is out of range; it must be from {_MIN_SIZE} to {_MAX_SIZE} pixels")
-    block, position = divmod(index, len(CLASSES))
-    label = _labels(SPLITS.index(split), block)[position]
-    draws = _Draws((VERSION, SPLITS.index(split), _IMAGES, index))
-    return _photograph(draws, _scene(draws, label, size)), label
+    draws = _Draws((VERSION, SPLITS.index(split), _IMAGES, operator.index(index)))
+    return _photograph(draws, _scene(draws, chosen, size)), chosen
