@@ -86,7 +86,8 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path).parts
-        if not parts or self.path.startswith("/") or ".." in parts or "\\" in self.path or ":" in parts[0]:
+        unsafe = not parts or self.path.startswith("/") or ".." in parts or ":" in parts[0]
+        if unsafe or "\\" in self.path or "\0" in self.path:
             raise BadInputError(f"unsafe path {self.path!r}: files must lie inside their folder")
 
     @classmethod

@@ -8,13 +8,16 @@ names, so that a writer that was killed leaves nothing behind that the next one 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,15 +74,21 @@ def load_tensors(path: Path) -> dict[str, NDArray[Any]]:
         BadInputError: Damaged, or it holds objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:  # np.load takes a member with a wrong checksum, and leaves files open
+            return {
+                name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+            }
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(f"{path} is no safe .npz: {error}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays by name as an .npz; the same arrays give the same bytes."""
-    np.savez(path, **cast("dict[str, Any]", dict(tensors)))
+    with zipfile.ZipFile(path, "w") as archive:  # np.savez can't write a tensor that is called "file"
+        for name, array in tensors.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -138,17 +147,19 @@ class BundleWriter:
             return []
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
         return (
             [name for name in listed if isinstance(name, str) and _is_inside(name)] if isinstance(listed, list) else []
         )
 
     def _strangers(self) -> list[str]:
-        if not self.root.is_dir():
-            return []
-        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
-        return sorted(name for name in found if name not in self._ours and not name.startswith(INCOMING))
+        return [name for name in self._files() if name not in self._ours and not name.startswith(f"{INCOMING}/")]
+
+    def _files(self) -> list[str]:
+        """Return what lies in the folder, links unfollowed: a linked folder is one name, and what it holds is not ours."""
+        paths = [path for path in self.root.rglob("*") if path.is_symlink() or not path.is_dir()]
+        return sorted(path.relative_to(self.root).as_posix() for path in paths)
 
     def place(self, stem: str, files: Mapping[str, Path]) -> tuple[Placement, ...]:
         """Choose names for files that share a stem, so that nothing which the old manifest describes is overwritten.
@@ -187,20 +198,31 @@ class BundleWriter:
         try:
             self._place(placements)
             self._write(manifests.FILE, manifest.to_bytes())
+            self._clean({record.path for record in manifest.files} | {manifests.FILE})
         except OSError as error:
             raise ResourceError(f"{self.root} can't be written: {error.strerror or error}") from error
-        keep = {record.path for record in manifest.files} | {manifests.FILE}
-        for name in self._ours - keep:
-            (self.root / name).unlink(missing_ok=True)
-        shutil.rmtree(self.root / INCOMING, ignore_errors=True)
         return Bundle(self.root, manifest)
+
+    def _clean(self, keep: set[str]) -> None:
+        """Remove what is ours and not kept: of the names that are really here, whatever a journal claims; the journal last."""
+        for name in self._files():
+            if name in self._ours - keep - {JOURNAL}:
+                (self.root / name).unlink()
+        shutil.rmtree(self.root / INCOMING, ignore_errors=True)
+        (self.root / JOURNAL).unlink(missing_ok=True)
 
     def _place(self, placements: tuple[Placement, ...]) -> None:
         incoming = self.root / INCOMING
+        for placement in placements:
+            if not (self.root / placement.record.path).parent.resolve().is_relative_to(self.root.resolve()):
+                raise UsageError(
+                    f"{placement.record.path} would lie outside {self.root}: remove the link that leads there"
+                )
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
         new = [placement for placement in placements if not self._kept(placement.record)]
-        self._write(JOURNAL, json.dumps(sorted({*self._journal(), *(p.record.path for p in new)})).encode())
+        names = {*self._journal(), *self._described, *(placement.record.path for placement in new)}
+        self._write(JOURNAL, json.dumps(sorted(names)).encode())
         self._ours |= {placement.record.path for placement in new}
         for index, placement in enumerate(new):
             copy = incoming / str(index)

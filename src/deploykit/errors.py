@@ -3,7 +3,7 @@
     DeploykitError
     ├── InternalError        1   our bug: a stage broke its own contract
     ├── UsageError           2   the request itself makes no sense
-    ├── MissingComponent     5   a library or device asked for is not here
+    ├── MissingComponentError     5   a library or device asked for is not here
     ├── ResourceError        5   no disk, no memory, a lock that another process holds
     ├── BadInputError        7   corrupt, unsafe or tampered files
     └── UnsupportedError     8   this target can't express this model
@@ -54,7 +54,7 @@ class UsageError(DeploykitError):
     exit_code = 2
 
 
-class MissingComponent(DeploykitError):
+class MissingComponentError(DeploykitError):
     """A library or device that was asked for is not on this machine."""
 
     exit_code = 5

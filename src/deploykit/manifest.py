@@ -212,8 +212,9 @@ class Manifest:
             yield self.evaluation.answers
 
     def sealed(self) -> Manifest:
-        """Return this manifest with its seal."""
-        return dataclasses.replace(self, seal=serde.digest(dataclasses.replace(self, seal="")))
+        """Return this manifest as a reader will find it, with its seal."""
+        plain = serde.from_json(Manifest, serde.to_json(dataclasses.replace(self, seal="")))
+        return dataclasses.replace(plain, seal=serde.digest(plain))
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the file: JSON for people, in one fixed form."""
@@ -228,7 +229,7 @@ def parse(data: bytes, where: str = FILE) -> Manifest:
     """
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{where} is no JSON: {error}") from error
     version = value.get("manifest_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > VERSION:
@@ -237,6 +238,8 @@ def parse(data: bytes, where: str = FILE) -> Manifest:
             Hint("pip install --upgrade deploykit"),
         )
     manifest = serde.from_json(Manifest, value, where)
+    if manifest.manifest_version != VERSION:
+        raise BadInputError(f"{where} has manifest version {manifest.manifest_version}, which never was")
     if manifest.sealed().seal != manifest.seal or manifest.to_bytes() != data:
         raise BadInputError(f"{where} was changed after it was written: its seal doesn't match")
     return manifest

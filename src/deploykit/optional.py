@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 
-from deploykit.errors import Hint, MissingComponent
+from deploykit.errors import Hint, MissingComponentError
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Component:
         """Return the installed version.
 
         Raises:
-            MissingComponent: It is not installed; the message carries the install line.
+            MissingComponentError: It is not installed; the message carries the install line.
         """
         version = self.version()
         if version is None:
-            raise MissingComponent(f"{self.title} is not installed here (needed to {self.purpose})", Hint(self.install))
+            raise MissingComponentError(
+                f"{self.title} is not installed here (needed to {self.purpose})", Hint(self.install)
+            )
         return version
 
 
@@ -87,7 +89,7 @@ def require(*modules: str) -> dict[str, str]:
     """Return the versions of `modules` (keys of `COMPONENTS`).
 
     Raises:
-        MissingComponent: The first one that is not installed.
+        MissingComponentError: The first one that is not installed.
     """
     return {module: COMPONENTS[module].require() for module in modules}
 

@@ -132,7 +132,11 @@ def _decode_dataclass(kind: type, value: object, where: str) -> object:
     if missing:
         raise BadInputError(f"{where}: field {missing[0]!r} of {kind.__name__} is missing")
     hints = _field_types(kind)
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    decoded = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**decoded)
+    except (ValueError, BadInputError) as error:
+        raise BadInputError(f"{where}: {error}") from error
 
 
 def _decode_enum(kind: type[Enum], value: object, where: str) -> Enum:
@@ -147,7 +151,10 @@ def _decode_scalar(kind: Any, value: object, where: str) -> object:  # noqa: ANN
         if isinstance(value, str) and value in NON_FINITE:
             return NON_FINITE[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise BadInputError(f"{where}: expected a number, found an integer beyond every float") from None
         raise _fail(where, "a number", value)
     if kind is int and isinstance(value, bool):
         raise _fail(where, "an integer", value)

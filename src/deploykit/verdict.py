@@ -69,7 +69,8 @@ class GateResult:
     Attributes:
         kind: What it guards.
         metric: Name of the measured quantity, such as "relative_max" or "agreement".
-        reference: What it was compared with, "pytorch" or "hub"; of a latency gate, the candidate.
+        reference: What it was compared with: "pytorch", "hub", or of an axis "itself" at the traced size. Of a latency gate,
+            the candidate that was timed.
         value: The measured value.
         lower: Lower confidence bound (equal to `value` where there is no sampling error).
         upper: Upper confidence bound.
@@ -223,6 +224,7 @@ class Report:
                 codes += failed or [GateKind.DRIFT.exit_code]
         codes += [gate.kind.exit_code for gate in self.latency if gate.verdict is Verdict.FAIL]
         verdicts = [j.verdict for j in self.judgements] + [gate.verdict for gate in self.latency]
-        if Verdict.INCONCLUSIVE in verdicts or (strict and self.not_run):
+        incomplete = self.not_run or not verdicts or Verdict.NOT_RUN in verdicts
+        if Verdict.INCONCLUSIVE in verdicts or (strict and incomplete):
             codes.append(INCONCLUSIVE_EXIT)
         return worst_exit_code(codes)

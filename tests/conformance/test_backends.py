@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import BadInputError, MissingComponent, UnsupportedError, UsageError
+from deploykit.errors import BadInputError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Session, Tensor, backend_names, get_backend
 
 from .conftest import CASES, METADATA, TOLERANCE, Case, image_for, reference_for
@@ -89,7 +89,7 @@ def test_unknown_precision_is_refused(case: Case, model: str) -> None:
 
 
 def test_unknown_device_is_missing(case: Case, model: str) -> None:
-    with pytest.raises(MissingComponent, match="npu:7"):
+    with pytest.raises(MissingComponentError, match="npu:7"):
         case.open(model, device="npu:7")
 
 

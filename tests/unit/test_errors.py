@@ -16,7 +16,7 @@ from deploykit.errors import (
     DeploykitError,
     Hint,
     InternalError,
-    MissingComponent,
+    MissingComponentError,
     ResourceError,
     UnsupportedError,
     UsageError,
@@ -26,7 +26,7 @@ from deploykit.errors import (
 CODES = {
     InternalError: 1,
     UsageError: 2,
-    MissingComponent: 5,
+    MissingComponentError: 5,
     ResourceError: 5,
     BadInputError: 7,
     UnsupportedError: 8,

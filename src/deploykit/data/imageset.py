@@ -143,7 +143,7 @@ def prepare_crops(
         uint8 [N, height, width, channels].
 
     Raises:
-        MissingComponent: Pillow is not installed.
+        MissingComponentError: Pillow is not installed.
         BadInputError: An image can't be decoded.
     """
     channels, height, width = recipe.input_size

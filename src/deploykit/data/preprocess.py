@@ -29,7 +29,7 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
         uint8 [height, width, 3] of the recipe's input size.
 
     Raises:
-        MissingComponent: Pillow is not installed.
+        MissingComponentError: Pillow is not installed.
         UsageError: The recipe names an interpolation or crop mode that isn't known.
     """
     require("PIL")
@@ -46,6 +46,8 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
             f"unknown preprocessing {recipe.interpolation!r} / {recipe.crop_mode!r}; known: {sorted(filters)}"
         )
     out_height, out_width = recipe.input_size[1:]
+    if out_height != out_width:
+        raise UsageError(f"inputs of {out_height}x{out_width} pixels: only square ones are prepared")
     height, width = image.shape[:2]
     short = recipe.resized_short_side
     size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)

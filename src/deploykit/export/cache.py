@@ -7,6 +7,7 @@ A hit is hashed again before its files are used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,8 +100,9 @@ class Cache:
         parent = self.root / "tmp"
         parent.mkdir(parents=True, exist_ok=True)
         for old in parent.iterdir():
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process cleans here too
+                if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=parent))
         (folder / FILES).mkdir()
         return folder
@@ -115,15 +117,21 @@ class Cache:
         try:
             prepared.rename(folder)
         except OSError:
-            if self.find(key) is None:
-                raise
+            if self.find(key) is None:  # what is in the way is damaged, or there is another reason
+                self.drop(key)
+                prepared.rename(folder)
             shutil.rmtree(prepared, ignore_errors=True)
         item = Item(entry.kind, folder / FILES, entry.files, entry.facts)
         return Made(item, key, entry.libraries, entry.seconds, cached=False)
 
     def drop(self, key: str) -> None:
-        """Forget `key`."""
-        shutil.rmtree(self._folder(key), ignore_errors=True)
+        """Forget `key`.
+
+        Raises:
+            OSError: It can't be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder(key))
 
     def _folder(self, key: str) -> Path:
         return self.root / "items" / key[:2] / key

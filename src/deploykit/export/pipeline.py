@@ -70,7 +70,7 @@ class Pipeline:
         """Make every node of `plan`.
 
         Returns:
-            The result of each node, by id; its files have been hashed where a stage read them.
+            The result of each node, by id; its files have been hashed.
 
         Raises:
             DeploykitError: A stage failed; what was made before stays in the cache.
@@ -80,16 +80,10 @@ class Pipeline:
             try:
                 return self._pass(plan)
             except _CorruptEntry as corrupt:
-                self.cache.drop(corrupt.key)
-
-    def checked(self, made: Made) -> Item:
-        """Return the item after hashing its files.
-
-        Raises:
-            BadInputError: The cache was damaged since.
-        """
-        made.item.check()
-        return made.item
+                try:
+                    self.cache.drop(corrupt.key)
+                except OSError as error:
+                    raise self._translated(error) from error
 
     def _pass(self, plan: Plan) -> dict[str, Made]:
         results: dict[str, Made] = {}
@@ -109,6 +103,9 @@ class Pipeline:
             self.watcher.finished(node, made)
             results[node.id] = made
             items[node.id] = made.item
+        for name, made in results.items():
+            if name not in sound:
+                self._check(made)
         return results
 
     def _check(self, made: Made) -> None:
@@ -124,7 +121,7 @@ class Pipeline:
         try:
             folder = self.cache.workspace()
         except OSError as error:
-            raise self._translated(error) from error
+            raise self._unwritable(error) from error
         try:
             with _captured() if self.quiet else contextlib.nullcontext():
                 facts = node.stage.run(inputs, node.options, Workspace(folder / FILES, self.watcher.progressed))
@@ -139,10 +136,13 @@ class Pipeline:
 
     def _translated(self, error: OSError) -> DeploykitError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
-            return ResourceError(
-                f"{self.cache.root} can't be written: {error.strerror}", Hint("DEPLOYKIT_CACHE=DIR", "caches elsewhere")
-            )
+            return self._unwritable(error)
         return InternalError(f"unexpected {type(error).__name__}: {error}")
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"{self.cache.root} can't be written: {error.strerror}", Hint("DEPLOYKIT_CACHE=DIR", "caches elsewhere")
+        )
 
 
 def _records(folder: Path) -> tuple[FileRecord, ...]:

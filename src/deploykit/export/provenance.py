@@ -12,6 +12,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit import serde
 from deploykit.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def complete(graph: onnx.GraphProto, known: Mapping[str, str]) -> Modules:
     """
     found: Modules = {}
     for node in graph.node:
-        before = [found[name] for name in node.input if name in found]
+        before = [found[name] for name in node.input if name and name in found]
         mapped = known.get(node.output[0])
         if mapped is None and before:
             mapped = before[0]
@@ -60,11 +61,11 @@ def complete(graph: onnx.GraphProto, known: Mapping[str, str]) -> Modules:
                 found[output] = mapped
     for node in reversed(graph.node):
         if node.output[0] not in found:
-            after = [user for user in graph.node if set(user.input) & set(node.output)]
-            mapped = next((found[user.output[0]] for user in after if user.output[0] in found), "")
-            for output in node.output:
-                found[output] = mapped
-    return {node.output[0]: found[node.output[0]] for node in graph.node}
+            after = [user for user in graph.node if set(user.input) & set(filter(None, node.output))]
+            recorded = [found[user.output[0]] for user in after if user.output[0] in found]
+            if recorded:
+                found |= dict.fromkeys(node.output, recorded[0])
+    return {node.output[0]: found.get(node.output[0], "") for node in graph.node}
 
 
 def write(path: Path, modules: Mapping[str, str]) -> None:
@@ -79,7 +80,7 @@ def read(path: Path) -> Modules:
         BadInputError: It is damaged.
     """
     try:
-        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-        return {str(key): str(value) for key, value in nodes.items()}
-    except (ValueError, KeyError, AttributeError) as error:
+        nodes = json.loads(path.read_bytes())["nodes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path} is no map of modules: {error}") from error
+    return dict(serde.from_json(Mapping[str, str], nodes, f"{path}: nodes"))  # type: ignore[type-abstract]

@@ -159,7 +159,7 @@ def open_module(original: Original) -> nn.Module:
         The module in evaluation mode, float32, on the CPU; it maps float32 [N, C, H, W] to the family's output.
 
     Raises:
-        MissingComponent: torch, timm or safetensors is not installed.
+        MissingComponentError: torch, timm or safetensors is not installed.
         BadInputError: The weights are missing, changed, or of another shape than the architecture.
     """
     require("torch", "timm", "safetensors")

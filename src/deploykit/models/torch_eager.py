@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import MissingComponent, UnsupportedError, UsageError
+from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
 from deploykit.models.family import get_family
 from deploykit.models.sources import open_module, resolve
 from deploykit.runtime.backends.base import Backend, Session, Tensor
@@ -87,7 +87,7 @@ class TorchBackend(Backend):
 
 def _check(config: RunConfig) -> None:
     if config.device != "cpu":
-        raise MissingComponent(f"originals run on the cpu, not on {config.device!r}")
+        raise MissingComponentError(f"originals run on the cpu, not on {config.device!r}")
     if config.precision not in {"auto", "f32"}:
         raise UnsupportedError(f"originals are computed in f32, the reference, not in {config.precision!r}")
     if config.hints:

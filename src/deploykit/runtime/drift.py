@@ -17,6 +17,7 @@ TIE_MARGIN = 1e-4
 Array = NDArray[Any]
 
 
+@np.errstate(all="ignore")
 def relative_max(reference: Array, candidate: Array) -> float:
     """Return max|r - c| / max|r|; 0 where both are zero, inf where only r is, NaN where c holds one.
 
@@ -31,6 +32,7 @@ def relative_max(reference: Array, candidate: Array) -> float:
     return worst / peak
 
 
+@np.errstate(all="ignore")
 def sqnr_db(reference: Array, candidate: Array) -> float:
     """Return 10 log10(sum r^2 / sum (r - c)^2) in dB; inf where they are equal.
 
@@ -47,6 +49,7 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
     return float(10.0 * np.log10(signal / noise))
 
 
+@np.errstate(all="ignore")
 def cosine_min(reference: Array, candidate: Array) -> float:
     """Return the least cosine similarity of a row of r with the same row of c; 1 where both rows are zero.
 
@@ -58,8 +61,7 @@ def cosine_min(reference: Array, candidate: Array) -> float:
     norms = np.linalg.norm(r, axis=1) * np.linalg.norm(c, axis=1)
     dots = (r * c).sum(axis=1)
     both_zero = ~r.any(axis=1) & ~c.any(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.where(both_zero, 1.0, np.where(norms == 0.0, 0.0, dots / norms))
+    cosines = np.where(both_zero, 1.0, np.where(norms == 0.0, 0.0, dots / norms))
     return float(np.clip(cosines, -1.0, 1.0).min())
 
 

@@ -14,6 +14,8 @@ from deploykit.runtime.drift import Classification
 from deploykit.verdict import GateKind, GateResult, Verdict
 
 CONFIDENCE = 0.99
+#: Halvings after which a bound is exact to float64.
+BISECTIONS = 60
 
 
 def numeric_gate(
@@ -34,10 +36,10 @@ def numeric_gate(
         kind=GateKind.DRIFT,
         metric=metric,
         reference=reference,
-        value=value,
-        lower=value,
-        upper=value,
-        bound=bound,
+        value=float(value),
+        lower=float(value),
+        upper=float(value),
+        bound=float(bound),
         higher_is_better=higher_is_better,
         n=n,
         verdict=Verdict.PASS if reached and n > 0 else Verdict.FAIL,
@@ -46,12 +48,12 @@ def numeric_gate(
 
 
 def agreement_gate(counts: Classification, least: float) -> GateResult:
-    """Judge the share of equal top-1 answers by its Wilson score interval (Wilson 1927, JASA 22:209).
+    """Judge the share of equal top-1 answers by its exact interval (Clopper and Pearson 1934, Biometrika 26:404).
 
     Raises:
-        MissingComponent: SciPy is not installed.
+        MissingComponentError: SciPy is not installed.
     """
-    lower, upper = wilson(counts.n - counts.flips, counts.n)
+    lower, upper = share_bounds(counts.n - counts.flips, counts.n)
     return _sampled("agreement", counts, counts.agreement, (lower, upper), least, higher_is_better=True)
 
 
@@ -59,28 +61,29 @@ def accuracy_drop_gate(counts: Classification, most: float) -> GateResult:
     """Judge the loss of top-1 accuracy on the same images by its paired interval.
 
     Raises:
-        MissingComponent: SciPy is not installed.
+        MissingComponentError: SciPy is not installed.
     """
     interval = paired_drop(counts.lost, counts.gained, counts.n)
     return _sampled("accuracy_drop", counts, counts.accuracy_drop, interval, most, higher_is_better=False)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def share_bounds(successes: int, n: int) -> tuple[float, float]:
     """Return both one-sided 99 % bounds of a share; (0, 1) of no samples."""
     if n == 0:
         return 0.0, 1.0
     require("scipy")
     from scipy.stats import binomtest
 
-    interval = binomtest(successes, n).proportion_ci(confidence_level=2 * CONFIDENCE - 1, method="wilson")
+    interval = binomtest(successes, n).proportion_ci(confidence_level=2 * CONFIDENCE - 1, method="exact")
     return float(interval.low), float(interval.high)
 
 
 def paired_drop(lost: int, gained: int, n: int) -> tuple[float, float]:
     """Return both one-sided 99 % bounds of (lost - gained) / n.
 
-    The adjusted Wald interval for a difference of paired proportions (Bonett and Price 2012, J. Educ. Behav. Stat. 37:479):
-    one pseudo-sample on each discordant side, which keeps coverage where there are few or no discordant pairs.
+    The wider side of two intervals, since each covers too rarely where discordant pairs are few and all on one side: the
+    adjusted Wald interval (Bonett and Price 2012, J. Educ. Behav. Stat. 37:479) on the side of those pairs, the score
+    interval (Tango 1998, Stat. Med. 17:891) on the other.
 
     Args:
         lost: Samples that only the reference answers rightly.
@@ -94,8 +97,25 @@ def paired_drop(lost: int, gained: int, n: int) -> tuple[float, float]:
 
     p_lost, p_gained = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
     drop = p_lost - p_gained
-    error = float(norm.ppf(CONFIDENCE)) * math.sqrt((p_lost + p_gained - drop**2) / (n + 2))
-    return max(-1.0, drop - error), min(1.0, drop + error)
+    z = float(norm.ppf(CONFIDENCE))
+    error = z * math.sqrt((p_lost + p_gained - drop**2) / (n + 2))
+    lower, upper = (_score_bound(lost, gained, n, z, end) for end in (-1.0, 1.0))
+    return max(-1.0, min(lower, drop - error)), min(1.0, max(upper, drop + error))
+
+
+def _score_bound(lost: int, gained: int, n: int, z: float, end: float) -> float:
+    """Return the drop between the measured one and `end` at which Tango's score statistic reaches `z`, by bisection."""
+    inside, outside = (lost - gained) / n, end
+    for _ in range(BISECTIONS):
+        drop = (inside + outside) / 2
+        linear, spread = (2 * n - lost + gained) * drop - lost - gained, drop * (1 - drop)
+        root = math.sqrt(max(0.0, linear**2 + 8 * n * gained * spread))
+        p_gained = (root - linear) / (4 * n)  # the likeliest for this drop
+        if abs(lost - gained - n * drop) <= z * math.sqrt(max(0.0, n * (2 * p_gained + spread))):
+            inside = drop
+        else:
+            outside = drop
+    return inside
 
 
 def _sampled(

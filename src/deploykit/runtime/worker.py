@@ -30,7 +30,7 @@ from deploykit.errors import (
     BadInputError,
     Hint,
     InternalError,
-    MissingComponent,
+    MissingComponentError,
     ResourceError,
     UsageError,
 )
@@ -132,7 +132,7 @@ def open_in_worker(model: str, config: RunConfig, *, python: str | None = None) 
         python: Interpreter of another environment that has deploykit; None takes this one, with this process's sys.path.
 
     Raises:
-        MissingComponent: The interpreter can't run a worker, or what `Backend.open` misses.
+        MissingComponentError: The interpreter can't run a worker, or what `Backend.open` misses.
         BadInputError: What `Backend.open` finds, or the runtime crashed on this file.
         UnsupportedError: The runtime refuses the model or the precision.
     """
@@ -158,7 +158,7 @@ class _Child:
                 command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(python), start_new_session=True
             )
         except OSError as error:
-            raise MissingComponent(f"{command[0]} can't be started: {error.strerror}") from error
+            raise MissingComponentError(f"{command[0]} can't be started: {error.strerror}") from error
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         try:
@@ -233,11 +233,11 @@ class _Child:
             header, _ = receive(self._pipes()[1])
         except (EOFError, OSError, BadInputError) as error:
             self.kill()
-            raise MissingComponent(
+            raise MissingComponentError(
                 f"{python} can't run deploykit's worker{self._tail()}", Hint(f"{python} -m pip install deploykit")
             ) from error
         if header.get("protocol") != PROTOCOL:
-            raise MissingComponent(
+            raise MissingComponentError(
                 f"deploykit of {python} speaks worker protocol {header.get('protocol')}, this one speaks {PROTOCOL}",
                 Hint(f"{python} -m pip install --upgrade deploykit"),
             )

@@ -144,14 +144,11 @@ class Assembly:
 
 
 def assemble(story: Story, results: Mapping[str, Made], writer: BundleWriter) -> Bundle:
-    """Check every result once more, name the files, commit them with their manifest.
+    """Name the files of a plan's results and commit them with their manifest.
 
     Raises:
-        BadInputError: The cache was damaged while the plan ran.
         ResourceError: The disk is full or the folder can't be written.
     """
-    for made in results.values():
-        made.item.check()
     assembly = Assembly(story, results, writer)
     manifest = assembly.manifest()
     return writer.commit(assembly.placements, manifest)

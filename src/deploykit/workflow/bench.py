@@ -9,7 +9,7 @@ from pathlib import Path
 from deploykit import optional
 from deploykit.artifact import RunConfig
 from deploykit.bundle import Bundle, load_tensors
-from deploykit.errors import Hint, MissingComponent
+from deploykit.errors import Hint, MissingComponentError
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
@@ -48,7 +48,7 @@ def bench(
 
     Raises:
         BadInputError: A file is damaged or was changed.
-        MissingComponent: None of the runtimes is here, or a speed-up is asked for without PyTorch.
+        MissingComponentError: None of the runtimes is here, or a speed-up is asked for without PyTorch.
     """
     options, budget = options or BenchOptions(), budget or LatencyBudget()
     opened = Bundle.open(Path(bundle))
@@ -62,13 +62,13 @@ def bench(
         if get_backend(run.backend).component.version() is not None
     ]
     if not candidates:
-        raise MissingComponent("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))
+        raise MissingComponentError("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))
     static = {dim for artifact in manifest.artifacts for dim in artifact.inputs[0].shape[:1] if isinstance(dim, int)}
     if options.batch is None and len(static) == 1:
         options = replace(options, batch=static.pop())
     timings = time_beside_original(manifest.source.source, candidates, golden, options, progress)
     if budget.min_speedup is not None and all(timing.speedup is None for timing in timings):
-        raise MissingComponent(
+        raise MissingComponentError(
             "a speed-up needs the PyTorch original beside it", Hint("pip install 'deploykit[export]'")
         )
     gates = [

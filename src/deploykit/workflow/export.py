@@ -62,7 +62,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
 
     Raises:
         UsageError: An unknown model, cell or axis, or images that are not the model's.
-        MissingComponent: A library that the plan needs is not installed.
+        MissingComponentError: A library that the plan needs is not installed.
         ResourceError: Too little free disk.
     """
     original = sources.resolve(model)
@@ -108,7 +108,7 @@ def export_model(
 
     Raises:
         UsageError: The request makes no sense, or the folder holds something else.
-        MissingComponent: A library that the plan needs is not installed.
+        MissingComponentError: A library that the plan needs is not installed.
         ResourceError: No disk, or another export is writing there.
         UnsupportedError: The target can't express the model.
     """

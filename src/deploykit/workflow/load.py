@@ -25,7 +25,7 @@ def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = 
     Raises:
         UsageError: No such path or artifact, or several to choose from.
         BadInputError: The file is damaged, or not the one that the manifest describes.
-        MissingComponent: The runtime is not installed.
+        MissingComponentError: The runtime is not installed.
     """
     path = Path(path)
     if not path.is_dir():

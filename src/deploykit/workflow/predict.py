@@ -45,7 +45,7 @@ def predict(artifact: Path, images: Sequence[Path], top: int = 5) -> tuple[Predi
     Raises:
         UsageError: The artifact doesn't exist or carries no labels and preprocessing.
         BadInputError: A file can't be read.
-        MissingComponent: The runtime or Pillow is not installed.
+        MissingComponentError: The runtime or Pillow is not installed.
     """
     if not artifact.is_file():
         raise UsageError(f"{artifact} does not exist")

@@ -13,7 +13,7 @@ from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops
 from deploykit.data.preprocess import normalize
-from deploykit.errors import Hint, MissingComponent, UsageError
+from deploykit.errors import Hint, MissingComponentError, UsageError
 from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.runtime import judge
@@ -92,7 +92,7 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
         return None, ""
     try:
         crops = _crops(record.images, record.count, manifest.labels, manifest.preprocess)
-    except (MissingComponent, UsageError) as error:
+    except (MissingComponentError, UsageError) as error:
         return None, error.message
     if hashlib.sha256(crops.tobytes()).hexdigest() != record.crops_sha256:
         return None, f"{record.images} is prepared to other pixels here than where the bundle was made"

@@ -97,7 +97,7 @@ def test_the_reason_tells_how_many_images_were_too_few() -> None:
 
 @pytest.mark.parametrize("n", [7, 500])
 def test_a_bound_equal_to_the_budget_reaches_it(n: int) -> None:
-    lower, upper = gate.wilson(n - 3, n)
+    lower, upper = gate.share_bounds(n - 3, n)
     measured = counts(n, 3, 3, 0)
     assert gate.agreement_gate(measured, lower).verdict is PASS
     assert gate.agreement_gate(measured, np.nextafter(lower, 1)).verdict is UNSURE
@@ -113,7 +113,7 @@ def test_a_bound_equal_to_the_budget_reaches_it(n: int) -> None:
 @given(st.integers(1, 3000), st.data())
 def test_bounds_enclose_what_was_measured(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, n))
-    lower, upper = gate.wilson(successes, n)
+    lower, upper = gate.share_bounds(successes, n)
     assert 0.0 <= lower <= successes / n + 1e-12
     assert successes / n - 1e-12 <= upper <= 1.0
     lost = data.draw(st.integers(0, n))
@@ -125,7 +125,7 @@ def test_bounds_enclose_what_was_measured(n: int, data: st.DataObject) -> None:
 
 
 def test_no_samples_bound_nothing() -> None:
-    assert gate.wilson(0, 0) == (0.0, 1.0)
+    assert gate.share_bounds(0, 0) == (0.0, 1.0)
     assert gate.paired_drop(0, 0, 0) == (-1.0, 1.0)
 
 
@@ -133,7 +133,7 @@ def test_no_samples_bound_nothing() -> None:
 @given(st.integers(10, 400), st.integers(0, 10))
 def test_more_of_the_same_images_narrow_the_bounds(n: int, errors: int) -> None:
     def width(times: int) -> float:
-        low, high = gate.wilson(times * (n - errors), times * n)
+        low, high = gate.share_bounds(times * (n - errors), times * n)
         return high - low
 
     assert width(4) < width(1)
@@ -150,7 +150,7 @@ RARE = (0.05, 0.14, 0.5, 1.0, 2.0, 3.3, 4.7, 5.3, 8.0, 15.0)
 def test_each_bound_of_a_share_holds_as_often_as_it_promises(n: int) -> None:
     """Exact: every possible count, weighed by its probability; no random numbers."""
     successes = np.arange(n + 1)
-    bounds = np.asarray([gate.wilson(int(k), n) for k in successes])
+    bounds = np.asarray([gate.share_bounds(int(k), n) for k in successes])
     shares = {1 - rare / n for rare in RARE if rare < n} | {0.5, 0.8, 0.9, 0.99}
     for share in sorted(shares):
         weights: NDArray[np.float64] = np.asarray(binom.pmf(successes, n, share))

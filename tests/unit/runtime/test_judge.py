@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.artifact import Preprocess, RunConfig
-from deploykit.errors import BadInputError, MissingComponent, UnsupportedError, UsageError
+from deploykit.errors import BadInputError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Session, get_backend
 from deploykit.runtime.drift import Answers
@@ -264,7 +264,7 @@ def test_an_axis_that_no_golden_input_can_vary_is_on_record_as_not_run(tmp_path:
 
 def test_a_missing_component_is_not_run_with_its_reason() -> None:
     def absent() -> Session:
-        raise MissingComponent("OpenVINO is not installed here")
+        raise MissingComponentError("OpenVINO is not installed here")
 
     found = judge.judge("net", RUN, absent, brief())
     assert (found.verdict, found.ran, found.gates) == (Verdict.NOT_RUN, None, ())

@@ -20,7 +20,7 @@ from deploykit.errors import (
     BadInputError,
     Hint,
     InternalError,
-    MissingComponent,
+    MissingComponentError,
     ResourceError,
     UnsupportedError,
     UsageError,
@@ -265,13 +265,13 @@ def test_times_are_of_single_inferences_and_feeds_are_kept() -> None:
 
 
 def test_an_interpreter_that_cannot_run_a_worker(tmp_path: Path) -> None:
-    with pytest.raises(MissingComponent, match="can't be started: No such file"):
+    with pytest.raises(MissingComponentError, match="can't be started: No such file"):
         open_in_worker("infer:well", ROGUE, python=str(tmp_path / "python"))
     stub = tmp_path / "stub"
     stub.write_text("#!/bin/sh\necho 'No module named deploykit' >&2\nexit 1\n")
     stub.chmod(0o755)
     with pytest.raises(
-        MissingComponent, match=r"(?s)can't run deploykit's worker.*No module named deploykit"
+        MissingComponentError, match=r"(?s)can't run deploykit's worker.*No module named deploykit"
     ) as caught:
         open_in_worker("infer:well", ROGUE, python=str(stub))
     assert caught.value.hints[0].action == f"{stub} -m pip install deploykit"

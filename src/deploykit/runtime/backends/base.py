@@ -119,7 +119,7 @@ class Backend(ABC):
 
         Raises:
             UsageError: `config` is another backend's, asks for no threads, or `model` has a suffix that isn't opened here.
-            MissingComponent: The runtime or the device is not here.
+            MissingComponentError: The runtime or the device is not here.
             BadInputError: The file can't be read by this runtime.
             UnsupportedError: The runtime refuses the model or the precision.
         """

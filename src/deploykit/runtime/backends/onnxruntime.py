@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import BadInputError, DeploykitError, MissingComponent, UnsupportedError, UsageError
+from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.verdict import Ran
@@ -114,7 +114,7 @@ def _provider(config: RunConfig, available: list[str]) -> str:
     provider = _PROVIDERS.get(config.device)
     if provider is None or provider not in available:
         here = [device for device, known in _PROVIDERS.items() if known in available]
-        raise MissingComponent(f"ONNX Runtime has no device {config.device!r} here; it has: {', '.join(here)}")
+        raise MissingComponentError(f"ONNX Runtime has no device {config.device!r} here; it has: {', '.join(here)}")
     if config.precision not in {"auto", "f32"}:
         raise UnsupportedError(
             f"ONNX Runtime's CPU provider computes in f32, not in {config.precision!r}: what is lower stands in the graph"

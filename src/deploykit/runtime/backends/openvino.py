@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import BadInputError, DeploykitError, MissingComponent, UnsupportedError, UsageError
+from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.verdict import Ran
@@ -123,7 +123,9 @@ def _properties(config: RunConfig) -> dict[str, str | int]:
 def _device(config: RunConfig, available: list[str]) -> str:
     device = _DEVICES.get(config.device)
     if device is None or not any(_family(one) == device for one in available):
-        raise MissingComponent(f"OpenVINO has no device {config.device!r} here; it has: {', '.join(available).lower()}")
+        raise MissingComponentError(
+            f"OpenVINO has no device {config.device!r} here; it has: {', '.join(available).lower()}"
+        )
     return device
 
 
