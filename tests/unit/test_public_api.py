@@ -18,7 +18,7 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-            _ = deploykit.nothing
+        _ = deploykit.nothing
 
 
 def test_no_public_name_is_a_submodule() -> None:
