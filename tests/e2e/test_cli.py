@@ -150,7 +150,12 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(tmp_path: Path) -> None:
     import signal
     import time
 
-    words = [sys.executable, "-m", "deploykit", "export", "tiny-convnext", "--no-cache", "--out", str(tmp_path / "b")]
+    # Interrupts are taken even where who runs the tests ignores them.
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from deploykit.cli.app import main\nmain()\n"
+    )
+    words = [sys.executable, "-c", start, "export", "tiny-convnext", "--no-cache", "--out", str(tmp_path / "b")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     process.stderr.readline()  # the plan is printed: the work begins

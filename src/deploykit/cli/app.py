@@ -54,9 +54,11 @@ def main() -> None:
 
         print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished stages stay in the cache, the bundle is as it was\n")
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, SystemExit) as ending:
+        code = ending.code if isinstance(ending, SystemExit) else INTERRUPTED  # typer turns interrupts into exits
+        if code == INTERRUPTED:
+            sys.stderr.write("interrupted: finished stages stay in the cache, the bundle is as it was\n")
+        sys.exit(code)
     except BrokenPipeError:
         sys.exit(0)
     except Exception:  # noqa: BLE001 - the last resort: our bug, told as such
