@@ -27,10 +27,10 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """The PyTorch original: its source text, family, task, size and hashes."""
+    """The PyTorch original: what opens it again, its family, task, size and hashes."""
 
     id: str
-    source: str
+    locator: str
     family: str
     task: str
     parameters: int

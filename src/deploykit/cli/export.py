@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.cli import source
+
 if TYPE_CHECKING:
     from deploykit.workflow.export import Exported, Preview
 
 EXAMPLES = (
     "deploykit export tiny-convnext --ort --openvino",
     "deploykit export tiny-convnext --openvino --dynamic batch --out deploy/any-batch",
+    "deploykit export convnext_tiny --weights last.pth.tar --labels classes.txt --ort",
+    "deploykit export tf_efficientnetv2_s --random-weights --openvino --no-bench",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The original: a name that `deploykit models` lists.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="The original: a shipped model, any of timm's, or py:module:function."),
+    ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
@@ -41,6 +48,18 @@ def export(
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do everything anew and keep nothing.")] = False,
+    weights: source.Weights = None,
+    random_weights: source.RandomWeights = False,
+    checkpoint_key: source.CheckpointKey = None,
+    num_classes: source.NumClasses = None,
+    model_arg: source.ModelArg = None,
+    labels: source.Labels = None,
+    image_size: source.ImageSize = None,
+    interpolation: source.Interpolation = None,
+    crop_pct: source.CropPct = None,
+    mean: source.Mean = None,
+    std: source.Std = None,
+    embedding: source.Embedding = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what the libraries print.")] = False,
 ) -> None:
@@ -64,6 +83,20 @@ def export(
         bench=not no_bench,
         replace=replace,
         cache=not no_cache,
+        source=source.source_options(
+            weights=weights,
+            random_weights=random_weights,
+            checkpoint_key=checkpoint_key,
+            num_classes=num_classes,
+            model_arg=model_arg,
+            labels=labels,
+            image_size=image_size,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            mean=mean,
+            std=std,
+            embedding=embedding,
+        ),
     )
     command = " ".join(["deploykit", *sys.argv[1:]])
     with render.stages(quiet=as_json or verbose) as watcher:

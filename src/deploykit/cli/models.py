@@ -9,23 +9,27 @@ import typer
 
 EXAMPLES = (
     "deploykit models",
+    "deploykit models '*dinov2*'",
     "deploykit models 'tiny-*' --json",
 )
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Show names that match, such as 'tiny-*'.")] = "*",
+    pattern: Annotated[str | None, typer.Argument(help="Names that match, timm's too, such as '*dinov2*'.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """List the models that ship with the package, trained, with their accuracy."""
+    """List the models that ship with the package, trained, with their accuracy; with a pattern, timm's names too."""
     from deploykit.cli import render
     from deploykit.models.family import get_family
-    from deploykit.models.sources import list_models, tiny_card
+    from deploykit.models.scheme import get_scheme
+    from deploykit.models.source_tiny import tiny_card, tiny_names
+    from deploykit.models.sources import USUAL
     from deploykit.serde import to_json
 
-    cards = [tiny_card(name) for name in list_models() if fnmatch(name, pattern)]
+    cards = [tiny_card(name) for name in tiny_names() if fnmatch(name, pattern or "*")]
+    others = get_scheme(USUAL).names(pattern) if pattern else ()
     if as_json:
-        render.print_json([to_json(card) for card in cards])
+        render.print_json([*(to_json(card) for card in cards), *({"id": name} for name in others)])
         return
     from rich.table import Table
 
@@ -36,7 +40,11 @@ def models(
         grid.add_row(
             card.id, get_family(card.family).title, size, str(len(card.labels)), f"{card.parameters / 1e6:.2f} M", top1
         )
-    render.out().print(grid)
+    console = render.out()
+    if cards:
+        console.print(grid)
+    for name in others:
+        console.print(name, markup=False)
 
 
 COMMAND = models

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploykit.cli import source
+
 EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
     "deploykit verify deploy/tiny-convnext --data val/",
@@ -23,6 +25,18 @@ def verify(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")
     ] = 2000,
+    weights: source.Weights = None,
+    random_weights: source.RandomWeights = False,
+    checkpoint_key: source.CheckpointKey = None,
+    num_classes: source.NumClasses = None,
+    model_arg: source.ModelArg = None,
+    labels: source.Labels = None,
+    image_size: source.ImageSize = None,
+    interpolation: source.Interpolation = None,
+    crop_pct: source.CropPct = None,
+    mean: source.Mean = None,
+    std: source.Std = None,
+    embedding: source.Embedding = False,
     allow_not_run: Annotated[bool, typer.Option("--allow-not-run", help="Exit 0 though some could not run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -35,7 +49,25 @@ def verify(
     from deploykit.workflow.options import VerifyOptions
     from deploykit.workflow.verify import verify as verify_target
 
-    options = VerifyOptions(reference=reference, data=str(data) if data else None, eval_size=eval_size)
+    options = VerifyOptions(
+        reference=reference,
+        data=str(data) if data else None,
+        eval_size=eval_size,
+        source=source.source_options(
+            weights=weights,
+            random_weights=random_weights,
+            checkpoint_key=checkpoint_key,
+            num_classes=num_classes,
+            model_arg=model_arg,
+            labels=labels,
+            image_size=image_size,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            mean=mean,
+            std=std,
+            embedding=embedding,
+        ),
+    )
     with render.steps(quiet=as_json) as progress:
         report = verify_target(target, options, progress)
     if as_json:

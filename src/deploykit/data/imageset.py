@@ -16,6 +16,8 @@ from deploykit.data.preprocess import crop
 from deploykit.errors import BadInputError, UsageError
 
 RENDERED = "rendered"
+#: Pixels of a rendered image where nothing else is asked for.
+NATIVE_SIZE = 80
 #: Images between two reports of progress.
 REPORT_EVERY = 50
 
@@ -45,25 +47,22 @@ class ImageSet(ABC):
 
 
 class RenderedSet(ImageSet):
-    """The first `count` images of a split of the package's own set."""
+    """The first `count` images of a split of the package's own set, rendered `size` pixels wide."""
 
-    def __init__(self, split: str, count: int, labels: tuple[str, ...]) -> None:
-        if tuple(labels) != tuple(rendered.CLASSES):
-            raise UsageError(
-                f"the rendered set shows {', '.join(rendered.CLASSES)}; this model knows {', '.join(labels)}"
-            )
+    def __init__(self, split: str, count: int, size: int) -> None:
         self.name = f"{RENDERED}:{split}"
         self._split = split
+        self._size = size
         self.labels = tuple(rendered.label(split, index) for index in range(count))
 
     @property
     def digest(self) -> str:
-        """Hash of what determines the pixels: version, split and count."""
-        return serde.digest([RENDERED, rendered.VERSION, self._split, len(self)])
+        """Hash of what determines the pixels: version, split, count and size."""
+        return serde.digest([RENDERED, rendered.VERSION, self._split, len(self), self._size])
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Render image `index`."""
-        return rendered.render(self._split, index)[0]
+        return rendered.render(self._split, index, self._size)[0]
 
 
 class FolderSet(ImageSet):
@@ -104,25 +103,36 @@ class FolderSet(ImageSet):
 
 
 def open_imageset(name: str, labels: tuple[str, ...], count: int | None = None) -> ImageSet:
-    """Open "rendered:SPLIT" or a folder.
+    """Open a labelled set: "rendered:SPLIT" or a folder.
 
     Args:
         name: What the user typed.
         labels: The model's classes, by index.
-        count: How many images of a rendered split; ignored by nothing else, since a folder has its own number.
+        count: How many images of a rendered split; a folder has a number of its own.
 
     Raises:
         UsageError: No such set, or its classes are not the model's.
         BadInputError: The folder holds no images.
     """
-    kind, _, split = name.partition(":")
-    if kind == RENDERED and split:
-        if split not in rendered.SPLITS:
-            raise UsageError(f"{name!r}: the rendered set has the splits {', '.join(rendered.SPLITS)}")
-        if count is None:
-            raise UsageError(f"{name!r} is endless: say how many images")
-        return RenderedSet(split, count, labels)
-    return FolderSet(Path(name), labels)
+    if not name.startswith(f"{RENDERED}:"):
+        return FolderSet(Path(name), labels)
+    if tuple(labels) != tuple(rendered.CLASSES):
+        raise UsageError(f"the rendered set shows {', '.join(rendered.CLASSES)}; this model knows {', '.join(labels)}")
+    return rendered_images(name, count)
+
+
+def rendered_images(name: str, count: int | None, size: int = NATIVE_SIZE) -> RenderedSet:
+    """Open "rendered:SPLIT", whatever the model's classes are.
+
+    Raises:
+        UsageError: No such split, or no number of images.
+    """
+    split = name.partition(":")[2]
+    if split not in rendered.SPLITS:
+        raise UsageError(f"{name!r}: the rendered set has the splits {', '.join(rendered.SPLITS)}")
+    if count is None:
+        raise UsageError(f"{name!r} is endless: say how many images")
+    return RenderedSet(split, count, size)
 
 
 def prepare_crops(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from deploykit.artifact import FileRecord
+from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import Hint, UsageError
 from deploykit.export import reference, simplify, trace
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
-from deploykit.models.sources import TINY, Original, tiny_card
+from deploykit.models.original import INPUT_NAME, Original
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
 ORIGINAL, TRACE, HUB = "original", "trace", "simplify"
@@ -43,11 +44,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class ImagesRequest:
-    """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own."""
+    """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own.
+
+    `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes.
+    """
 
     images: str
     digest: str
     count: int | None
+    size: int = NATIVE_SIZE
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,8 @@ class Request:
 
 
 def original_item(original: Original) -> Item:
-    """Return an original as the item that plans start from."""
-    card = tiny_card(original.source)
-    files = tuple(FileRecord.of(TINY, name) for name in (card.weights, f"{card.id}.json"))
-    return Item("original", TINY, files, {"source": original.source})
+    """Return an original as the item that plans start from: its files stay where they are, its hash is its identity."""
+    return Item("original", Path(), (), {"locator": original.locator}, original.digest)
 
 
 def check_request(original: Original, request: Request) -> tuple[Family, Mapping[Cell, Target]]:
@@ -121,7 +125,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         Node(
             GOLDEN,
             reference.GOLDEN,
-            reference.GoldenOptions(golden_count, family.input_name, recipe),
+            reference.GoldenOptions(golden_count, INPUT_NAME, recipe),
             {"images": CALIBRATION},
         ),
         Node(GOLDEN_OUTPUTS, reference.OUTPUTS, reference.NoOptions(), {"original": ORIGINAL, "golden": GOLDEN}),
@@ -149,6 +153,11 @@ def artifact_name(original: Original, cell: Cell) -> str:
 
 def _images_node(name: str, request: ImagesRequest, original: Original) -> Node:
     options = reference.ImagesOptions(
-        request.images, request.digest, request.count, original.labels, original.preprocess
+        request.images,
+        request.digest,
+        request.count,
+        request.size,
+        original.labels if request.labelled else (),
+        original.preprocess,
     )
     return Node(name, reference.IMAGES, options, {})

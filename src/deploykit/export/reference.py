@@ -8,7 +8,7 @@ import numpy as np
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors, save_tensors
-from deploykit.data.imageset import open_imageset, prepare_crops
+from deploykit.data.imageset import ImageSet, open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
 from deploykit.export import onnx_files
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
@@ -27,19 +27,25 @@ class ImagesOptions:
         images: Name of the set.
         digest: Its content hash, so that changed files are other images.
         count: How many of a set that renders itself; None for a folder.
-        labels: The model's classes by index.
+        size: Pixels of rendered images.
+        labels: The model's classes by index; none where the images need not show them.
         preprocess: From image to crop.
     """
 
     images: str
     digest: str
     count: int | None
+    size: int
     labels: tuple[str, ...]
     preprocess: Preprocess
 
 
 def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspace) -> Facts:
-    images = open_imageset(options.images, options.labels, options.count)
+    images: ImageSet
+    if options.labels:
+        images = open_imageset(options.images, options.labels, options.count)
+    else:
+        images = rendered_images(options.images, options.count, options.size)
     channels, height, width = options.preprocess.input_size
     crops = np.lib.format.open_memmap(
         str(workspace.folder / CROPS), mode="w+", dtype=np.uint8, shape=(len(images), height, width, channels)
@@ -71,7 +77,7 @@ class NoOptions:
 
 
 def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
-    with get_backend("torch").open(inputs["original"].facts["source"], RunConfig("torch", precision="f32")) as session:
+    with get_backend("torch").open(inputs["original"].facts["locator"], RunConfig("torch", precision="f32")) as session:
         outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
     save_tensors(workspace.folder / TENSORS, outputs)
     return {}
@@ -96,7 +102,7 @@ class AnswersOptions:
 def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Workspace) -> Facts:
     crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
     labels = np.load(inputs["images"].path(LABELS))
-    with get_backend("torch").open(inputs["original"].facts["source"], RunConfig("torch", precision="f32")) as session:
+    with get_backend("torch").open(inputs["original"].facts["locator"], RunConfig("torch", precision="f32")) as session:
         logits = logits_of(session, crops, options.preprocess, workspace.progress)
     answers = drift.Answers.of(logits, labels)
     save_tensors(workspace.folder / ANSWERS, {"top1": answers.top1, "margin": answers.margin, "labels": answers.labels})

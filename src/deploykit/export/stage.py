@@ -27,17 +27,19 @@ class Item:
         root: Folder that the files lie in.
         files: The files.
         facts: Small things worth knowing, plain JSON values; no part of the hash.
+        identity: Content hash of what lies in no file of the item, such as an original's weights.
     """
 
     kind: str
     root: Path
     files: tuple[FileRecord, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def digest(self) -> str:
-        """Hash of kind, file names and contents."""
-        return serde.digest([self.kind, [[record.path, record.sha256] for record in self.files]])
+        """Hash of kind, identity, file names and contents."""
+        return serde.digest([self.kind, self.identity, [[record.path, record.sha256] for record in self.files]])
 
     def path(self, name: str) -> Path:
         """Return the file called `name`."""

@@ -10,7 +10,8 @@ from deploykit.errors import BakedAxisError, Hint, InternalError, UnsupportedErr
 from deploykit.export import onnx_files, provenance
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
-from deploykit.models.family import AxisRule, Family, get_family
+from deploykit.models.family import AxisRule, get_family
+from deploykit.models.original import INPUT_NAME, Original
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +37,7 @@ class TraceOptions:
 def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
     import torch
 
-    original = sources.resolve(inputs["original"].facts["source"])
+    original = sources.located(inputs["original"].facts["locator"])
     family = get_family(original.family)
     rules = {name: family.axes[name] for name in options.dynamic}
     shape = [options.batch, *original.preprocess.input_size]
@@ -45,12 +46,12 @@ def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
     module = sources.open_module(original)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     program = _export(module, example, rules, original.id)
-    model = _to_onnx(program, family, options.opset, original.id)
+    model = _to_onnx(program, original, options.opset)
     paths = {path for path, _ in module.named_modules()}
     modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, paths))
     onnx_files.strip(model)
     by_dim = {rule.dim: name for name, rule in rules.items()}
-    onnx_files.name_axes(model, {family.input_name: tuple(by_dim.get(dim, size) for dim, size in enumerate(shape))})
+    onnx_files.name_axes(model, {INPUT_NAME: tuple(by_dim.get(dim, size) for dim, size in enumerate(shape))})
     model.producer_name, model.producer_version = "deploykit", ""
     onnx_files.save(model, workspace.folder / onnx_files.MODEL)
     provenance.write(workspace.folder / onnx_files.MODULES, modules)
@@ -86,8 +87,8 @@ def _is_traceable(module: nn.Module, example: torch.Tensor) -> bool:
     return True
 
 
-def _to_onnx(program: torch.export.ExportedProgram, family: Family, opset: int, name: str) -> onnx.ModelProto:
-    """Translate a program to ONNX, its single input and output called as the family calls them."""
+def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx.ModelProto:
+    """Translate a program to ONNX, its output called after what it is."""
     import torch
 
     try:
@@ -95,18 +96,18 @@ def _to_onnx(program: torch.export.ExportedProgram, family: Family, opset: int, 
             program,
             (),
             opset_version=opset,
-            input_names=[family.input_name],
-            output_names=[family.output_name],
+            input_names=[INPUT_NAME],
+            output_names=[original.task],
             dynamo=True,
             optimize=True,
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise UnsupportedError(
-            f"{name} can't be written as ONNX opset {opset}: {str(error).splitlines()[0]}"
+            f"{original.id} can't be written as ONNX opset {opset}: {str(error).splitlines()[0]}"
         ) from error
     if exported is None:
-        raise InternalError(f"{name}: the exporter returned nothing")
+        raise InternalError(f"{original.id}: the exporter returned nothing")
     return exported.model_proto
 
 

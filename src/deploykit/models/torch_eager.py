@@ -9,8 +9,8 @@ import numpy as np
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
-from deploykit.models.family import get_family
-from deploykit.models.sources import open_module, resolve
+from deploykit.models.original import INPUT_NAME
+from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.verdict import Ran
 
@@ -36,7 +36,10 @@ class TorchSession(Session):
 
 
 class TorchBackend(Backend):
-    """PyTorch, eager. `model` is an original's source. `threads` holds for the whole process: PyTorch has one setting."""
+    """PyTorch, eager. `model` is an original's locator, or a plain source.
+
+    `threads` holds for the whole process: PyTorch has one setting.
+    """
 
     name = "torch"
     module = "torch"
@@ -46,9 +49,8 @@ class TorchBackend(Backend):
         import torch
 
         _check(config)
-        original = resolve(model)
+        original = located(model)
         module = open_module(original)
-        family = get_family(original.family)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         matmul = torch.get_float32_matmul_precision()
@@ -56,9 +58,9 @@ class TorchBackend(Backend):
             raise UnsupportedError(
                 f"this process lets PyTorch multiply float32 with {matmul!r} precision: that isn't f32"
             )
-        spec = TensorSpec(family.input_name, "float32", (Axis.unbounded("batch"), *original.preprocess.input_size))
+        spec = TensorSpec(INPUT_NAME, "float32", (Axis.unbounded("batch"), *original.preprocess.input_size))
         ran = Ran(self.name, torch.__version__, "cpu", "f32", torch.get_num_threads())
-        return TorchSession(module, (spec,), family.output_name, ran)
+        return TorchSession(module, (spec,), original.task, ran)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return Python that opens the original `file` as `config` says and defines `infer(feeds)`.
@@ -66,20 +68,20 @@ class TorchBackend(Backend):
         An original is code and weights that deploykit finds by its source, so this is the one snippet that imports deploykit.
         """
         _check(config)
-        family = get_family(resolve(file).family)
+        task = located(file).task
         threads = [] if config.threads is None else [f"torch.set_num_threads({config.threads})"]
         return "\n".join(
             [
                 "import torch",
-                "from deploykit.models.sources import open_module, resolve",
+                "from deploykit.models.sources import located, open_module",
                 "",
                 *threads,
-                f"module = open_module(resolve({file!r}))",
+                f"module = open_module(located({file!r}))",
                 "",
                 "",
                 "@torch.inference_mode()",
                 "def infer(feeds):",
-                f"    return {{{family.output_name!r}: module(torch.from_numpy(feeds[{family.input_name!r}])).numpy()}}",
+                f"    return {{{task!r}: module(torch.from_numpy(feeds[{INPUT_NAME!r}])).numpy()}}",
                 "",
             ]
         )

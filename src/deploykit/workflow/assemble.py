@@ -22,7 +22,7 @@ from deploykit.export.stage import Item, Plan
 from deploykit.export.target import get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
 from deploykit.models.family import get_family
-from deploykit.models.sources import Original
+from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.workflow import measure
 
@@ -120,7 +120,7 @@ class Assembly:
             command=self.story.command,
             source=SourceRecord(
                 id=original.id,
-                source=original.source,
+                locator=original.locator,
                 family=original.family,
                 task=original.task,
                 parameters=original.parameters,

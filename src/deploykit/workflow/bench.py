@@ -66,7 +66,7 @@ def bench(
     static = {dim for artifact in manifest.artifacts for dim in artifact.inputs[0].shape[:1] if isinstance(dim, int)}
     if options.batch is None and len(static) == 1:
         options = replace(options, batch=static.pop())
-    timings = time_beside_original(manifest.source.source, candidates, golden, options, progress)
+    timings = time_beside_original(manifest.source.locator, candidates, golden, options, progress)
     if budget.min_speedup is not None and all(timing.speedup is None for timing in timings):
         raise MissingComponentError(
             "a speed-up needs the PyTorch original beside it", Hint("pip install 'deploykit[export]'")
@@ -85,7 +85,7 @@ def bench(
 
 
 def time_beside_original(
-    source: str,
+    locator: str,
     candidates: list[Candidate],
     golden: judge.Golden,
     options: BenchOptions,
@@ -93,7 +93,7 @@ def time_beside_original(
 ) -> tuple[Timing, ...]:
     """Time candidates, and the original with them where PyTorch is installed."""
     torch = optional.installed(("torch", "timm"))
-    original = [Candidate(judge.PYTORCH, source, RunConfig("torch", precision="f32"))] if len(torch) > 1 else []
+    original = [Candidate(judge.PYTORCH, locator, RunConfig("torch", precision="f32"))] if len(torch) > 1 else []
     return measure(
         [*original, *candidates],
         lambda specs: judge.feeds_of(specs, golden, options.batch or 1),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deploykit import optional, serde
 from deploykit.bundle import Bundle, BundleWriter
-from deploykit.data.imageset import open_imageset
-from deploykit.errors import Hint, ResourceError
+from deploykit.data.imageset import open_imageset, rendered_images
+from deploykit.errors import Hint, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
@@ -20,12 +20,12 @@ from deploykit.export.stage import Node, Plan
 from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.family import get_family
-from deploykit.models.sources import Original
+from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.verdict import Report
 from deploykit.workflow import measure
 from deploykit.workflow.assemble import Story, assemble
-from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 
 BENCH = "bench"
 
@@ -65,12 +65,12 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         MissingComponentError: A library that the plan needs is not installed.
         ResourceError: Too little free disk.
     """
-    original = sources.resolve(model)
+    original = sources.resolve(model, options.source)
     request = plan.Request(
         cells=tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells)),
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
-        golden=_images(GOLDEN_IMAGES, original, GOLDEN_COUNT),
+        golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
     )
     made = plan.make_plan(original, request, GOLDEN_COUNT)
@@ -130,7 +130,15 @@ def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequ
     return plan.ImagesRequest(name, images.digest, count)
 
 
+def _golden(original: Original) -> plan.ImagesRequest:
+    size = golden_size(original.preprocess)
+    images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size)
+    return plan.ImagesRequest(GOLDEN_IMAGES, images.digest, GOLDEN_COUNT, size, labelled=False)
+
+
 def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
+    if options.data is not None and original.task != "logits":
+        raise UsageError(f"--data judges class answers; {original.id} answers with an {original.task}")
     if options.data is not None:
         return _images(options.data, original, None)
     return _images(original.images, original, options.eval_size) if original.images else None
@@ -220,6 +228,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--batch {options.batch}"] if options.batch != 1 else []
     words += [f"--dynamic {axis}" for axis in options.dynamic]
     words += [f"--data {options.data}"] if options.data else []
+    words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []
     return " ".join(words)

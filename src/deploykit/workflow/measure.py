@@ -99,8 +99,9 @@ class TimeOptions:
 def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
     golden = judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
     files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
-    source = inputs["original"].facts["source"]
-    timings = time_beside_original(source, files, golden, options.bench, workspace.progress)
+    timings = time_beside_original(
+        inputs["original"].facts["locator"], files, golden, options.bench, workspace.progress
+    )
     (workspace.folder / TIMINGS).write_text(json.dumps(serde.to_json(timings)), encoding="utf-8")
     return {"candidates": len(timings)}
 

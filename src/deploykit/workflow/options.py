@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from deploykit.artifact import Preprocess
+from deploykit.data.imageset import NATIVE_SIZE
+from deploykit.models.original import SourceOptions
 from deploykit.runtime.latency import BenchOptions
 
 #: Images that the task gates are judged on where a model has a set of its own: enough to tell 98 % from 99 %.
@@ -11,6 +14,11 @@ EVALUATION_COUNT = 2000
 #: Golden inputs of a bundle: how many, and the images that they are taken from.
 GOLDEN_COUNT = 16
 GOLDEN_IMAGES = "rendered:calib"
+
+
+def golden_size(recipe: Preprocess) -> int:
+    """Return how many pixels wide golden images are rendered: enough that none is enlarged for the model."""
+    return max(NATIVE_SIZE, recipe.resized_short_side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,7 @@ class ExportOptions:
         replace: Write into a folder that holds another original's bundle or other files.
         cache: Reuse and keep the results of stages.
         bench_options: How latency is measured.
+        source: How the original is opened: weights, head, preprocessing.
     """
 
     cells: tuple[str, ...] = ("fp32:ort",)
@@ -42,6 +51,7 @@ class ExportOptions:
     replace: bool = False
     cache: bool = True
     bench_options: BenchOptions = field(default_factory=BenchOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +62,10 @@ class VerifyOptions:
         reference: Source of the original, for a bare artifact.
         data: Folder of labelled images, one folder per class; needs PyTorch for the original's answers.
         eval_size: How many images of the model's own set a bare artifact is judged on.
+        source: How the original of a bare artifact is opened.
     """
 
     reference: str | None = None
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
+    source: SourceOptions = field(default_factory=SourceOptions)

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
-from deploykit.data.imageset import open_imageset, prepare_crops
+from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
 from deploykit.errors import Hint, MissingComponentError, UsageError
 from deploykit.models import sources
 from deploykit.models.family import get_family
+from deploykit.models.original import INPUT_NAME, Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.drift import Answers
 from deploykit.verdict import Judgement, Report
-from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,7 +53,7 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
             f"{path} is a bare artifact: nothing says what it should compute",
             Hint("--reference MODEL", "compares it with that original"),
         )
-    return _verify_bare(path, options.reference, options, progress)
+    return _verify_bare(path, sources.resolve(options.reference, options.source), options, progress)
 
 
 def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None) -> Report:
@@ -86,7 +87,7 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
     """Return the labelled images and the original's answers, or why they can't be had."""
     manifest = bundle.manifest
     if options.data is not None:
-        return _live_evaluation(manifest.source.source, options.data, None), ""
+        return _live_evaluation(sources.located(manifest.source.locator), options.data, None), ""
     record = manifest.evaluation
     if record is None:
         return None, ""
@@ -104,28 +105,27 @@ def _crops(images: str, count: int | None, labels: tuple[str, ...], recipe: Prep
     return prepare_crops(open_imageset(images, labels, count), recipe)
 
 
-def _live_evaluation(source: str, images: str, count: int | None) -> judge.Evaluation:
+def _live_evaluation(original: Original, images: str, count: int | None) -> judge.Evaluation:
     """Prepare images and let the original answer them."""
-    original = sources.resolve(source)
     chosen = open_imageset(images, original.labels, count)
     crops = prepare_crops(chosen, original.preprocess)
-    with get_backend("torch").open(source, RunConfig("torch", precision="f32")) as session:
+    with get_backend("torch").open(original.locator, RunConfig("torch", precision="f32")) as session:
         logits = judge.logits_of(session, crops, original.preprocess)
     answers = Answers.of(logits, np.asarray(chosen.labels, np.int64))
     return judge.Evaluation(crops, answers, original.preprocess)
 
 
-def _verify_bare(path: Path, source: str, options: VerifyOptions, progress: Progress | None) -> Report:
+def _verify_bare(path: Path, original: Original, options: VerifyOptions, progress: Progress | None) -> Report:
     """Judge a file against an original, both run now."""
-    original = sources.resolve(source)
     family = get_family(original.family)
     backend = backend_for(path.name)
-    crops = _crops(GOLDEN_IMAGES, GOLDEN_COUNT, original.labels, original.preprocess)
-    inputs = {family.input_name: normalize(crops, original.preprocess)}
-    with get_backend("torch").open(source, RunConfig("torch", precision="f32")) as session:
+    golden_images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, golden_size(original.preprocess))
+    crops = prepare_crops(golden_images, original.preprocess)
+    inputs = {INPUT_NAME: normalize(crops, original.preprocess)}
+    with get_backend("torch").open(original.locator, RunConfig("torch", precision="f32")) as session:
         golden = judge.Golden(inputs, {judge.PYTORCH: judge.run_rows(session, inputs)})
     images = options.data or original.images
-    evaluation = _live_evaluation(source, images, None if options.data else options.eval_size) if images else None
+    evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
     runs = [RunConfig(backend.name, precision=precision) for precision in backend.judged]
     return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))

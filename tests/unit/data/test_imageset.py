@@ -10,7 +10,15 @@ from PIL import Image
 
 from deploykit.artifact import Preprocess
 from deploykit.data import rendered
-from deploykit.data.imageset import REPORT_EVERY, FolderSet, RenderedSet, open_imageset, prepare_crops
+from deploykit.data.imageset import (
+    NATIVE_SIZE,
+    REPORT_EVERY,
+    FolderSet,
+    RenderedSet,
+    open_imageset,
+    prepare_crops,
+    rendered_images,
+)
 from deploykit.data.preprocess import crop
 from deploykit.errors import BadInputError, UsageError
 
@@ -118,17 +126,21 @@ def test_the_rendered_set_is_what_renders(split: str) -> None:
         assert found.labels[index] == label
 
 
-def test_the_digest_of_a_rendered_set_knows_split_and_count() -> None:
-    classes = tuple(rendered.CLASSES)
-    digests = {RenderedSet(split, count, classes).digest for split in rendered.SPLITS for count in (0, 1, 2)}
-    assert len(digests) == 3 * len(rendered.SPLITS)
-    assert RenderedSet("test", 2, classes).digest == RenderedSet("test", 2, classes).digest
+def test_the_digest_of_a_rendered_set_knows_split_count_and_size() -> None:
+    kinds = [(split, count, size) for split in rendered.SPLITS for count in (0, 1, 2) for size in (80, 96)]
+    assert len({RenderedSet(*kind).digest for kind in kinds}) == len(kinds)
+    assert RenderedSet("test", 2, 80).digest == RenderedSet("test", 2, 80).digest
+
+
+def test_images_are_rendered_at_the_size_that_is_asked_for() -> None:
+    assert rendered_images("rendered:calib", 1, 96).image(0).shape == (96, 96, 3)
+    assert rendered_images("rendered:calib", 1).image(0).shape == (NATIVE_SIZE, NATIVE_SIZE, 3)
 
 
 @pytest.mark.parametrize("labels", [(), LABELS, tuple(rendered.CLASSES)[::-1], (*rendered.CLASSES, "more")], ids=len)
 def test_labels_of_another_model_are_refused(labels: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="the rendered set shows"):
-        RenderedSet("test", 1, labels)
+        open_imageset("rendered:test", labels, 1)
 
 
 def test_a_rendered_set_needs_a_known_split_and_a_count() -> None:
@@ -149,11 +161,11 @@ def test_crops_are_those_of_each_image(tmp_path: Path) -> None:
 
 
 def test_no_images_make_no_crops() -> None:
-    assert prepare_crops(RenderedSet("test", 0, tuple(rendered.CLASSES)), RECIPE).shape == (0, 16, 16, 3)
+    assert prepare_crops(RenderedSet("test", 0, 80), RECIPE).shape == (0, 16, 16, 3)
 
 
 def test_progress_never_claims_more_than_there_is() -> None:
     seen: list[tuple[int, int]] = []
     count = REPORT_EVERY + 2
-    prepare_crops(RenderedSet("test", count, tuple(rendered.CLASSES)), RECIPE, None, lambda *step: seen.append(step))
+    prepare_crops(RenderedSet("test", count, 80), RECIPE, None, lambda *step: seen.append(step))
     assert seen == [(0, count), (REPORT_EVERY, count)]

@@ -14,7 +14,7 @@ from deploykit.artifact import FileRecord
 from deploykit.errors import BakedAxisError, UnsupportedError
 from deploykit.export import onnx_files, plan, provenance, trace
 from deploykit.export.stage import Item, Workspace
-from deploykit.models import sources
+from deploykit.models import source_tiny, sources
 from deploykit.models.family import AxisRule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of its own internals
@@ -71,7 +71,7 @@ def _trace(folder: Path, options: trace.TraceOptions) -> Item:
 def test_operators_stay_whole(traced: Path) -> None:
     model = onnx_files.load(traced / onnx_files.MODEL)
     kinds = Counter(node.op_type for node in model.graph.node)
-    blocks = sum(sources.tiny_card("tiny-convnext").kwargs["depths"])
+    blocks = sum(source_tiny.tiny_card("tiny-convnext").kwargs["depths"])
     assert kinds["Gelu"] == blocks
     assert kinds["LayerNormalization"] > blocks
     assert not {"Erf", "ReduceVar", "Pow"} & set(kinds)

@@ -1,4 +1,4 @@
-"""Sources: what a name resolves to, and what is refused."""
+"""The models that ship with the package: what a name resolves to, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 
 from deploykit.errors import BadInputError, UsageError
-from deploykit.models import sources
+from deploykit.models import source_tiny, sources
 from deploykit.models.family import get_family
+from deploykit.models.original import SourceOptions
 
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the shipped models to break."""
     folder = tmp_path / "tiny"
-    shutil.copytree(sources.TINY, folder)
-    monkeypatch.setattr(sources, "TINY", folder)
-    sources.tiny_card.cache_clear()
+    shutil.copytree(source_tiny.TINY, folder)
+    monkeypatch.setattr(source_tiny, "TINY", folder)
+    source_tiny.tiny_card.cache_clear()
     yield folder
-    sources.tiny_card.cache_clear()
+    source_tiny.tiny_card.cache_clear()
 
 
 def _change(zoo: Path, **fields: object) -> None:
@@ -35,6 +36,23 @@ def test_an_unknown_name_is_refused_with_near_ones() -> None:
         sources.resolve("tiny-convnet")
     with pytest.raises(UsageError, match=r"is no model that I know$"):
         sources.resolve("zzzzzz")
+    with pytest.raises(UsageError, match="there is no scheme 'zoo'; there are: py, timm, tiny"):
+        sources.resolve("zoo:tiny-convnext")
+    with pytest.raises(UsageError, match="'tiny-convnet' does not ship with the package"):
+        sources.resolve("tiny:tiny-convnet")
+
+
+def test_a_shipped_model_takes_no_options() -> None:
+    with pytest.raises(UsageError, match="ships trained: it takes no num_classes, random_weights"):
+        sources.resolve("tiny-convnext", SourceOptions(random_weights=True, num_classes=3))
+
+
+def test_a_locator_opens_the_same_original_again() -> None:
+    original = sources.resolve("tiny-convnext")
+    assert sources.located(original.locator) == original
+    assert sources.located("tiny-convnext") == original
+    with pytest.raises(BadInputError, match="locates no original"):
+        sources.located("{")
 
 
 @pytest.mark.parametrize("name", ["../tiny-convnext", "/etc/passwd", "tiny-convnext.json", ""])
@@ -70,21 +88,21 @@ def test_a_damaged_card_is_refused(zoo: Path) -> None:
     _change(zoo, surprise=1)
     with pytest.raises(BadInputError, match="unknown field 'surprise'"):
         sources.resolve("tiny-convnext")
-    sources.tiny_card.cache_clear()
+    source_tiny.tiny_card.cache_clear()
     (zoo / "tiny-convnext.json").write_text("{")
     with pytest.raises(BadInputError, match="is not JSON"):
         sources.resolve("tiny-convnext")
 
 
-@pytest.mark.parametrize("name", sources.list_models())
+@pytest.mark.parametrize("name", source_tiny.tiny_names())
 def test_a_shipped_model_is_what_its_card_says(name: str) -> None:
-    card, original = sources.tiny_card(name), sources.resolve(name)
+    card, original = source_tiny.tiny_card(name), sources.resolve(name)
     module = sources.open_module(original)
     assert sum(parameter.numel() for parameter in module.parameters()) == card.parameters <= 2_000_000
     assert not module.training
     assert 0.90 <= card.top1.value <= 0.97
     assert card.top1.n == 10_000
-    assert get_family(card.family).task == card.task
+    assert get_family(card.family).name == card.family
 
 
 def test_the_digest_depends_on_weights_architecture_preprocessing_and_labels(zoo: Path) -> None:
@@ -97,5 +115,5 @@ def test_the_digest_depends_on_weights_architecture_preprocessing_and_labels(zoo
         {"preprocess": {**card["preprocess"], "crop_pct": 1.0}},
     ):
         (zoo / "tiny-convnext.json").write_text(json.dumps({**card, **fields}))
-        sources.tiny_card.cache_clear()
+        source_tiny.tiny_card.cache_clear()
         assert sources.resolve("tiny-convnext").digest != before

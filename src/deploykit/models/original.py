@@ -1,0 +1,99 @@
+"""Original: a PyTorch model before anything was done to it, as data that any process can open again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deploykit import serde
+from deploykit.artifact import Preprocess
+
+#: What a model answers with, and what the output is called after it.
+TASKS = ("logits", "embedding")
+INPUT_NAME = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How an original is opened, beyond its name.
+
+    Attributes:
+        weights: Checkpoint to load: .safetensors, or a PyTorch checkpoint.
+        random_weights: Seeded weights, settled so that the network is worth measuring.
+        checkpoint_key: Where in a PyTorch checkpoint the weights are.
+        num_classes: Size of the head; None takes it from the checkpoint, else from the pretrained model.
+        model_args: Arguments of the model's constructor.
+        labels: Text file with a class name per line.
+        image_size: Height and width of the input, in pixels.
+        interpolation: As in `Preprocess`.
+        crop_pct: As in `Preprocess`.
+        mean: As in `Preprocess`.
+        std: As in `Preprocess`.
+        embedding: Features instead of logits.
+    """
+
+    weights: str | None = None
+    random_weights: bool = False
+    checkpoint_key: str | None = None
+    num_classes: int | None = None
+    model_args: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    labels: str | None = None
+    image_size: int | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    embedding: bool = False
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options that are not at their defaults, by name."""
+        default = SourceOptions()
+        return {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+
+
+@dataclass(frozen=True)
+class Original:
+    """A PyTorch original: what it is, where its weights are, how its images are prepared.
+
+    Attributes:
+        id: Short name, used for file names.
+        scheme: Name of the registered source that opens it.
+        name: Its name within that source.
+        options: How it was asked to be opened.
+        weights_file: Checkpoint that holds its weights; "" where there is no file.
+        family: Name of a registered family.
+        task: "logits" or "embedding": what it answers with.
+        parameters: Number of trained values.
+        weights_sha256: Hash of the weights.
+        spec_sha256: Hash of everything else that determines the network: architecture, arguments, library versions.
+        preprocess: From image to input.
+        labels: Class names by index; empty where it answers with features.
+        images: Name of the labelled image set that the model was trained for, or None.
+    """
+
+    id: str
+    scheme: str
+    name: str
+    options: SourceOptions
+    weights_file: str
+    family: str
+    task: str
+    parameters: int
+    weights_sha256: str
+    spec_sha256: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    images: str | None
+
+    @property
+    def digest(self) -> str:
+        """Content hash: the same weights in the same architecture with the same preprocessing and labels."""
+        return serde.digest(
+            [self.weights_sha256, self.spec_sha256, self.preprocess, self.labels, self.family, self.task]
+        )
+
+    @property
+    def locator(self) -> str:
+        """Text that opens this original in any process."""
+        return serde.canonical_bytes(self).decode("ascii")

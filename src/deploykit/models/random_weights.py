@@ -1,0 +1,76 @@
+"""Random weights that make a network worth measuring.
+
+What a constructor leaves is not: LayerScale near zero hides every block, and BatchNorm statistics that fit no data send logits
+to a thousand. So weights are drawn from a seed, LayerScale is set near one, and BatchNorm statistics are settled on images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 20_261_123
+#: LayerScale parameters by their last name, and the weight of norms: constructors set that of a residual branch's last one to
+#: zero. A vector with a mean below this hides its block.
+SCALE_NAMES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "ls1", "ls2", "layer_scale", "weight")
+HIDDEN_BELOW = 0.1
+#: Least deviation of a channel, as a share of its mean and of the median of its layer: a channel that hardly varies on the
+#: sample would be blown up by its BatchNorm, with its rounding errors, and explode on an image that does move it.
+LEAST_DEVIATION = 0.25
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Draw from the seed inside; the surrounding program's generator is as it was afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        yield
+
+
+def settle(module: torch.nn.Module, images: torch.Tensor) -> None:
+    """Make a freshly built network behave like a trained one, in place.
+
+    Args:
+        module: As its constructor left it.
+        images: float32 [N, channels, height, width], prepared as for inference.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            is_scale = name.rpartition(".")[2] in SCALE_NAMES and parameter.ndim <= 1
+            if is_scale and float(parameter.abs().mean()) < HIDDEN_BELOW:
+                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+    module.eval()
+    _settle_statistics(module, images)
+
+
+def _settle_statistics(module: torch.nn.Module, images: torch.Tensor) -> None:
+    """Give every BatchNorm the statistics of its input, in one pass: a layer is settled just before it is first used."""
+    import torch
+
+    def settle_one(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)
+        mean, deviation = values.mean(dim=1), values.std(dim=1, correction=0)
+        least = LEAST_DEVIATION * mean.abs().maximum(deviation.median())
+        norm.running_mean.copy_(mean)  # type: ignore[operator]
+        norm.running_var.copy_(deviation.maximum(least).square())  # type: ignore[operator]
+
+    kind = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all of them has no public name
+    norms = [part for part in module.modules() if isinstance(part, kind) and part.running_mean is not None]
+    if not norms:
+        return
+    hooks = [norm.register_forward_pre_hook(settle_one) for norm in norms]
+    try:
+        with torch.inference_mode():
+            module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,68 @@
+"""Scheme: one kind of place that originals come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from deploykit import registry
+from deploykit.errors import InternalError
+from deploykit.models.original import Original, SourceOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GROUP = "deploykit.sources"
+
+
+class Scheme(ABC):
+    """One kind of place that originals come from, registered under `deploykit.sources`.
+
+    Attributes:
+        name: What stands before the colon of a source text.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def names(self, pattern: str) -> tuple[str, ...]:
+        """Return the names that match a shell pattern; empty where they can't be listed."""
+
+    @abstractmethod
+    def resolve(self, name: str, options: SourceOptions) -> Original:
+        """Find out what `name` is.
+
+        Raises:
+            UsageError: No such model, or options that don't fit it.
+            BadInputError: Its files are damaged.
+            MissingComponentError: A library that it needs is not installed.
+        """
+
+    @abstractmethod
+    def open(self, original: Original) -> nn.Module:
+        """Build an original and load its weights.
+
+        Returns:
+            The module in evaluation mode, float32, on the CPU; it maps float32 [N, C, H, W] to one tensor [N, ...].
+
+        Raises:
+            BadInputError: The weights are missing, changed, or of another shape than the architecture.
+            MissingComponentError: A library that it needs is not installed.
+        """
+
+
+def get_scheme(name: str) -> Scheme:
+    """Return the scheme registered as `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    scheme = registry.load(GROUP, name)
+    if not isinstance(scheme, Scheme):
+        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(scheme).__name__}, not a Scheme")
+    return scheme
+
+
+def scheme_names() -> tuple[str, ...]:
+    """Return the names of all registered schemes."""
+    return registry.names(GROUP)

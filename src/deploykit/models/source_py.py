@@ -1,0 +1,149 @@
+"""A module of one's own: "py:package.module:function", a function that returns an nn.Module."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit import optional, serde
+from deploykit.errors import BadInputError, UsageError
+from deploykit.models import head, random_weights
+from deploykit.models.checkpoint import load_into, read_checkpoint
+from deploykit.models.family import FALLBACK
+from deploykit.models.original import Original, SourceOptions
+from deploykit.models.scheme import Scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: What images are prepared to where nothing is said: ImageNet's usual.
+USUAL = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+
+
+class PyScheme(Scheme):
+    """Functions that are importable from here: from the environment, or from the current folder."""
+
+    name = "py"
+
+    def names(self, pattern: str) -> tuple[str, ...]:  # noqa: ARG002 - what can be imported can't be listed
+        """Return nothing."""
+        return ()
+
+    def resolve(self, name: str, options: SourceOptions) -> Original:
+        """Call the function once, to hash its weights and to see how many classes it answers with."""
+        versions = optional.require("torch")
+        _check(name, options)
+        module = _build(name, options)
+        recipe = head.preprocess_of(USUAL, options)
+        classes = _classes(module, recipe.input_size, name)
+        task = "embedding" if options.embedding else "logits"
+        weights = str(Path(options.weights).resolve()) if options.weights else ""
+        if task == "embedding" and options.labels is not None:
+            raise UsageError(f"--labels {options.labels}: features have no class names")
+        return Original(
+            id=name.rpartition(":")[2],
+            scheme=self.name,
+            name=name,
+            options=options,
+            weights_file=weights,
+            family=FALLBACK,
+            task=task,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            weights_sha256=_state_hash(module),
+            spec_sha256=serde.digest([name, options.model_args, versions, str(module)]),
+            preprocess=recipe,
+            labels=head.labels_of(options, classes) if task == "logits" else (),
+            images=None,
+        )
+
+    def open(self, original: Original) -> nn.Module:
+        """Call the function again; its weights must be those that were resolved."""
+        changed = f"{original.weights_file} is missing or has changed since it was resolved"
+        if original.weights_file and not Path(original.weights_file).is_file():
+            raise BadInputError(changed)
+        module = _build(original.name, dataclasses.replace(original.options, weights=original.weights_file or None))
+        if _state_hash(module) != original.weights_sha256:
+            raise BadInputError(
+                changed
+                if original.weights_file
+                else f"py:{original.name} returns other weights at each call: seed it, or give --weights FILE"
+            )
+        return module
+
+
+def _check(name: str, options: SourceOptions) -> None:
+    module, _, function = name.rpartition(":")
+    if not function or not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"'py:{name}': write py:package.module:function")
+    unfit = {"num_classes", "random_weights"} | ({"checkpoint_key"} if options.weights is None else set())
+    wrong = sorted(unfit & set(options.given))
+    if wrong:
+        raise UsageError(f"py:{name}: {', '.join(wrong)} is the function's own matter: pass --model-arg")
+    if options.weights is not None and not Path(options.weights).is_file():
+        raise UsageError(f"{options.weights} does not exist (given as --weights)")
+
+
+def _build(name: str, options: SourceOptions) -> nn.Module:
+    """Import the function, call it, load weights where a file is given."""
+    import torch
+
+    module_name, _, attribute = name.rpartition(":")
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - an entry of sys.path is a str
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise UsageError(f"py:{name} can't be imported: {type(error).__name__}: {error}") from error
+    with random_weights.seeded():
+        try:
+            module = function(**dict(options.model_args))
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise UsageError(f"py:{name} can't be called with {dict(options.model_args)}: {told}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"py:{name} returns a {type(module).__name__}, not a torch.nn.Module")
+    if options.weights is not None:
+        path = Path(options.weights)
+        load_into(module, read_checkpoint(path, options.checkpoint_key), path)
+    return module.eval()
+
+
+def _classes(module: nn.Module, input_size: tuple[int, ...], name: str) -> int:
+    import torch
+
+    with torch.inference_mode():
+        try:
+            answer = module(torch.zeros(1, *input_size))
+        except Exception as error:
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"py:{name} can't take float32 [1, {', '.join(map(str, input_size))}] (see --image-size): {told}"
+            ) from error
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
+        raise UsageError(f"py:{name} must answer with one tensor [N, classes]")
+    return int(answer.shape[1])
+
+
+def _state_hash(module: nn.Module) -> str:
+    import torch
+
+    state = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        state.update(f"{key} {tensor.dtype} {list(tensor.shape)};".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+SCHEME = PyScheme()

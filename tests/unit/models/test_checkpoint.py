@@ -1,0 +1,399 @@
+"""Checkpoints as people have them: what is found in them, what is refused, and that nothing in them is run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from deploykit.errors import BadInputError, UsageError
+from deploykit.models.checkpoint import PREFIXES, SUFFIXES, load_into, read_checkpoint
+
+STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.tensor([1.0, -1.0])}
+SAVED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def _save(path: Path, value: object, *, legacy: bool = False) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def _same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor] = STATE) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def _training(**changes: object) -> dict[str, object]:
+    """What a training run of timm leaves as last.pth.tar."""
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "epoch": 3,
+        "arch": "resnet18",
+        "state_dict": {f"module._orig_mod.{name}": value + 1 for name, value in STATE.items()},
+        "state_dict_ema": {f"_orig_mod.module.{name}": value for name, value in STATE.items()},
+        "optimizer": optimizer.state_dict(),
+        "args": argparse.Namespace(lr=0.1, data=Path("/data"), mean=(0.5, 0.5), resume=None, seed=np.int64(3)),
+        "metric": np.float64(77.5),
+        "version": 2,
+        **changes,
+    }
+
+
+# What is refused
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda evil: evil,
+        lambda evil: {"state_dict": STATE, "extra": evil},
+        lambda evil: {"state_dict": {**STATE, "b": evil}},
+        lambda evil: {"state_dict": STATE, "args": argparse.Namespace(deep=[{"er": evil}])},
+        lambda evil: OrderedDict(evil=(evil,)),
+    ],
+    ids=["top", "beside", "inside", "options", "ordered"],
+)
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    tmp_path: Path, wrap: Callable[[Evil], object], legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # an environment doesn't loosen it
+    mark = tmp_path / "ran"
+    path = _save(tmp_path / "evil.pth", wrap(Evil(mark)), legacy=legacy)
+    with pytest.raises(BadInputError, match=r"holds more than weights, and nothing of it was run: .*system"):
+        read_checkpoint(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the file was harmless, so this proved nothing"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str, protocol: int) -> None:
+    mark, path = tmp_path / "ran", tmp_path / f"evil{suffix}"
+    path.write_bytes(pickle.dumps(Evil(mark), protocol))
+    with pytest.raises(BadInputError, match="evil"):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+
+def test_a_tar_of_pickles_is_refused_and_not_run(tmp_path: Path) -> None:
+    mark, path = tmp_path / "ran", tmp_path / "model.pth.tar"
+    (tmp_path / "evil").write_bytes(pickle.dumps(Evil(mark), 2))
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            archive.add(tmp_path / "evil", name)
+    with pytest.raises(BadInputError, match="is no checkpoint that PyTorch reads"):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+
+class _MadeUpDtype:
+    """A float64 dtype whose state has one entry too few, which numpy reads past the end of."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return np.dtype, ("f8", False, True), (3, "<", None, -1, -1, 0)
+
+
+def test_made_up_state_of_numpy_does_not_crash_the_process(tmp_path: Path) -> None:
+    path = _save(tmp_path / "crash.pth", {"state_dict": STATE, "metric": _MadeUpDtype()})
+    code = "import sys, pathlib; from deploykit.models.checkpoint import read_checkpoint as read\n"
+    code += "for _ in range(50): found = read(pathlib.Path(sys.argv[1]))\nprint(*found)"
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.split()) == (0, list(STATE)), ended.stderr
+
+
+def test_a_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"it asks for torch\.nn\.modules\.linear\.Linear") as caught:
+        read_checkpoint(_save(tmp_path / "net.pt", torch.nn.Linear(3, 2)))
+    assert "safetensors" in str(caught.value.hints)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_script_module_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is on its way out, and its files stay
+        torch.jit.script(torch.nn.Linear(3, 2)).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
+    with pytest.raises(BadInputError, match="TorchScript"):
+        read_checkpoint(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ([STATE], "holds a list, no state dict"),
+        (torch.ones(3), "holds a Tensor, no state dict"),
+        (3, "holds a int, no state dict"),
+        ({}, "it is empty"),
+        ({"epoch": 3, "state_dict": {}}, "'epoch' is no plain tensor"),
+        ({**STATE, "step": 3}, "'step' is no plain tensor"),
+        ({"state_dict": {**STATE, "metric": np.float32(1)}}, "'metric' is no plain tensor"),
+        ({"state_dict": {"net": STATE}}, "'net' is no plain tensor"),
+        ({7: torch.ones(1)}, "'7' is no plain tensor"),
+        ({"a": torch.eye(3).to_sparse()}, "'a' is no plain tensor"),
+        ({"a": torch.ones(3, device="meta")}, "'a' is no plain tensor"),
+    ],
+)
+def test_what_holds_no_state_dict_is_refused(tmp_path: Path, value: object, what: str) -> None:
+    with pytest.raises(BadInputError, match=what):
+        read_checkpoint(_save(tmp_path / "weights.pt", value))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([float("-inf")]),
+        torch.tensor(float("inf"), dtype=torch.bfloat16),
+        torch.tensor([float("nan")], dtype=torch.float16),
+        torch.tensor([complex(0, float("nan"))]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: torch.Tensor, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    state = {**STATE, "head.scale": bad}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(BadInputError, match=r"head\.scale holds NaN or infinity"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.safetensors", ".", "folder.pth"])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UsageError, match="does not exist"):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.npz", "weights.pkl"])
+def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=r"weights are read from \.safetensors, \.pt"):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_empty_files_and_garbage_are_refused(tmp_path: Path, suffix: str) -> None:
+    path, source = tmp_path / f"weights{suffix}", random.Random(7)
+    starts = [b"", b"\x80\x02", b"PK\x03\x04", b"\x80\x02}", b"{}", struct.pack("<Q", 2) + b"{}"[:1]]
+    for content in [*starts, *(start + source.randbytes(length) for start in starts for length in (1, 8, 64, 500))]:
+        path.write_bytes(content)
+        with pytest.raises(BadInputError, match="weights"):
+            read_checkpoint(path)
+
+
+SHAPED = b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+HEADERS = [(len(header), header) for header in (b"{", b"[]", b'{"a":1}', b"\xff\xfe", SHAPED)]
+
+
+@pytest.mark.parametrize(
+    ("length", "header"), [*HEADERS, *((length, b"{}") for length in (10**6, 10**8, 2**40, 2**63, 2**64 - 1))]
+)
+def test_a_safetensors_file_with_a_corrupt_or_huge_header_is_refused(
+    tmp_path: Path, length: int, header: bytes
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + header)
+    with pytest.raises(BadInputError, match="is no safetensors file"):
+        read_checkpoint(path)
+
+
+@pytest.fixture(scope="module", params=[".safetensors", ".pth", "-legacy.pth"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    """A good file: its suffix and its bytes."""
+    path = tmp_path_factory.mktemp("whole") / f"weights{request.param}"
+    if path.suffix == ".safetensors":
+        save_file(STATE, path)
+    else:
+        _save(path, _training(), legacy="legacy" in path.name)
+    assert _same(read_checkpoint(path))
+    return path.suffix, path.read_bytes()
+
+
+@SAVED
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_is_refused(tmp_path: Path, whole: tuple[str, bytes], share: float) -> None:
+    suffix, content = whole
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BadInputError):
+        read_checkpoint(path)
+
+
+@SAVED
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_file_is_read_or_refused(
+    tmp_path: Path, whole: tuple[str, bytes], changes: list[tuple[float, int]]
+) -> None:
+    suffix, content = whole
+    damaged = bytearray(content)
+    for share, value in changes:
+        damaged[int(share * len(damaged))] = value
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(damaged)
+    _read_or_refused(path)
+
+
+@SAVED
+@given(where=st.floats(0, 1, exclude_max=True), value=st.binary(min_size=1, max_size=3), kept=st.integers(0, 3))
+def test_a_made_up_pickle_in_a_sound_archive_is_read_or_refused(
+    tmp_path: Path, where: float, value: bytes, kept: int
+) -> None:
+    whole, path = _save(tmp_path / "whole.pth", _training()), tmp_path / "weights.pth"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            at = int(where * len(content))
+            changed = content[:at] + value + content[at + kept :] if name.endswith("data.pkl") else content
+            target.writestr(name, changed)
+    _read_or_refused(path)
+
+
+def _read_or_refused(path: Path) -> None:
+    with contextlib.suppress(BadInputError):
+        found = read_checkpoint(path)
+        assert all(isinstance(value, torch.Tensor) for value in found.values())
+        assert found
+
+
+# What is found
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".safetensors"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_plain_state_dict_is_read(tmp_path: Path, suffix: str, legacy: bool) -> None:
+    assert _same(read_checkpoint(_save(tmp_path / f"weights{suffix}", OrderedDict(STATE), legacy=legacy)))
+
+
+@SAVED
+@given(
+    shapes=st.dictionaries(
+        st.from_regex(r"[a-z]{1,8}(\.[a-z0-9]{1,4})?", fullmatch=True), st.lists(st.integers(0, 4), max_size=3)
+    )
+)
+def test_safetensors_come_back_as_they_were_saved(tmp_path: Path, shapes: dict[str, list[int]]) -> None:
+    saved = {f"p.{name}": torch.randn(shape) for name, shape in shapes.items()} | STATE
+    save_file(saved, tmp_path / "weights.safetensors")
+    found = read_checkpoint(tmp_path / "weights.safetensors")
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], value) for name, value in saved.items())
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_training_checkpoint_gives_its_averaged_weights(tmp_path: Path, legacy: bool) -> None:
+    path = _save(tmp_path / "last.pth.tar", _training(), legacy=legacy)
+    trusted = set(torch.serialization.get_safe_globals())
+    assert _same(read_checkpoint(path))
+    assert set(torch.serialization.get_safe_globals()) == trusted
+    assert _same(read_checkpoint(path, "state_dict"), {name: value + 1 for name, value in STATE.items()})
+
+
+@pytest.mark.parametrize(
+    "metric", [np.float32(1), np.bool_(True), np.uint8(1), np.ones(3), np.array(["a"]), Path("a"), 1 + 2j, {1, 2}]
+)
+def test_what_scripts_save_beside_the_weights_is_stepped_over(tmp_path: Path, metric: object) -> None:
+    assert _same(read_checkpoint(_save(tmp_path / "last.pth.tar", _training(metric=metric))))
+
+
+@pytest.mark.parametrize("absent", [{}, None, 3])
+def test_weights_without_an_average_are_found(tmp_path: Path, absent: object) -> None:
+    path = _save(tmp_path / "last.pth.tar", _training(state_dict_ema=absent))
+    assert _same(read_checkpoint(path), {name: value + 1 for name, value in STATE.items()})
+
+
+@pytest.mark.parametrize("key", ["nonsense", "epoch", "args", ""])
+def test_a_wrong_key_is_refused_with_those_there_are(tmp_path: Path, key: str) -> None:
+    path = _save(tmp_path / "last.pth.tar", _training())
+    with pytest.raises(UsageError, match=rf"no weights at '{key}'; its keys: epoch, arch, state_dict, state_dict_ema"):
+        read_checkpoint(path, key)
+    save_file(STATE, tmp_path / "weights.safetensors")
+    with pytest.raises(UsageError, match="a safetensors file has no keys"):
+        read_checkpoint(tmp_path / "weights.safetensors", key)
+
+
+@given(prefixes=st.lists(st.sampled_from(PREFIXES), max_size=4))
+@SAVED
+def test_prefixes_of_wrappers_are_removed_however_nested(tmp_path: Path, prefixes: list[str]) -> None:
+    state = {"".join(prefixes) + name: value for name, value in STATE.items()}
+    assert _same(read_checkpoint(_save(tmp_path / "weights.pth", {"state_dict": state})))
+    some = {"backbone.weight": torch.ones(1), "head.weight": torch.ones(1)}  # of some names only: they stay
+    assert _same(read_checkpoint(_save(tmp_path / "weights.pth", some)), some)
+
+
+# What fits a network
+
+
+def _net() -> torch.nn.Sequential:
+    return torch.nn.Sequential(OrderedDict(conv=torch.nn.Linear(3, 2), norm=torch.nn.BatchNorm1d(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda state: [state.pop("conv.bias"), state.pop("norm.bias")], r"2 missing \(first: conv\.bias\)"),
+        (lambda state: state.update({"fc.weight": torch.ones(1)}), r"1 unknown \(first: fc\.weight\)"),
+        (
+            lambda state: state.update({"conv.weight": torch.ones(10, 3)}),
+            r"1 of another shape \(first: conv\.weight \[10, 3\] for \[2, 3\]\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], object], what: str) -> None:
+    state = dict(_net().state_dict())
+    change(state)
+    net = _net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(BadInputError, match=rf"a\.pth doesn't fit Sequential: {what}"):
+        load_into(net, state, Path("a.pth"))
+    assert _same(dict(net.state_dict()), before), "a refused checkpoint was loaded in part"
+
+
+def test_weights_that_fit_are_loaded() -> None:
+    net, state = _net(), {name: torch.full_like(value, 2) for name, value in _net().state_dict().items()}
+    load_into(net, state, Path("a.pth"))
+    assert _same(dict(net.state_dict()), state)
+
+
+def test_half_precision_is_widened_and_counters_of_batch_norm_may_be_missing() -> None:
+    net, state = _net(), {name: value.half() for name, value in _net().state_dict().items() if value.ndim}
+    load_into(net, state, Path("a.pth"))
+    assert {value.dtype for value in net.state_dict().values() if value.ndim} == {torch.float32}
+
+
+@pytest.mark.parametrize("root", ["model", "module", "backbone"])
+def test_a_network_may_itself_have_a_root_of_a_wrappers_name(tmp_path: Path, root: str) -> None:
+    net, other = torch.nn.Sequential(OrderedDict([(root, _net())])), torch.nn.Sequential(OrderedDict([(root, _net())]))
+    path = _save(tmp_path / "weights.pth", net.state_dict())
+    load_into(other, read_checkpoint(path), path)
+    assert _same(dict(other.state_dict()), dict(net.state_dict()))
