@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import metadata
+from typing import TypeVar
 
-from deploykit.errors import UsageError
+from deploykit.errors import InternalError, UsageError
+
+T = TypeVar("T")
 
 
 @cache
@@ -30,15 +33,17 @@ def names(group: str) -> tuple[str, ...]:
     return tuple(sorted(_entry_points(group)))
 
 
-@cache
-def load(group: str, name: str) -> object:
+def load(group: str, name: str, kind: type[T]) -> T:
     """Import and return what `name` stands for in `group`.
 
     Raises:
         UsageError: No such name; the message lists those there are.
+        InternalError: What is registered is no `kind`.
     """
     points = _entry_points(group)
     if name not in points:
         raise UsageError(f"{name!r} is not registered in {group}; there are: {', '.join(sorted(points)) or 'none'}")
-    loaded: object = points[name].load()
+    loaded = points[name].load()
+    if not isinstance(loaded, kind):
+        raise InternalError(f"entry point {name!r} in {group} is a {type(loaded).__name__}, not a {kind.__name__}")
     return loaded

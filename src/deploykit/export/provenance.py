@@ -83,4 +83,4 @@ def read(path: Path) -> Modules:
         nodes = json.loads(path.read_bytes())["nodes"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path} is no map of modules: {error}") from error
-    return dict(serde.from_json(Mapping[str, str], nodes, f"{path}: nodes"))  # type: ignore[type-abstract]
+    return dict(serde.from_json(Mapping[str, str], nodes, f"{path}: nodes"))

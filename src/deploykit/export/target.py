@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from deploykit import registry
 from deploykit.artifact import Preprocess, RunConfig
-from deploykit.errors import InternalError
 from deploykit.export.stage import Stage
 
 GROUP = "deploykit.targets"
@@ -55,10 +54,7 @@ def get_target(name: str) -> Target:
     Raises:
         UsageError: There is none.
     """
-    target = registry.load(GROUP, name)
-    if not isinstance(target, Target):
-        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(target).__name__}, not a Target")
-    return target
+    return registry.load(GROUP, name, Target)
 
 
 def target_names() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from deploykit import registry
-from deploykit.errors import InternalError
 from deploykit.verdict import Budget
 
 GROUP = "deploykit.families"
@@ -70,10 +69,7 @@ def get_family(name: str) -> Family:
     Raises:
         UsageError: There is none.
     """
-    family = registry.load(GROUP, name)
-    if not isinstance(family, Family):
-        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(family).__name__}, not a Family")
-    return family
+    return registry.load(GROUP, name, Family)
 
 
 def family_of(name: str) -> Family:

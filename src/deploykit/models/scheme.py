@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from deploykit import registry
-from deploykit.errors import InternalError
 from deploykit.models.original import Original, SourceOptions
 
 if TYPE_CHECKING:
@@ -57,10 +56,7 @@ def get_scheme(name: str) -> Scheme:
     Raises:
         UsageError: There is none.
     """
-    scheme = registry.load(GROUP, name)
-    if not isinstance(scheme, Scheme):
-        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(scheme).__name__}, not a Scheme")
-    return scheme
+    return registry.load(GROUP, name, Scheme)
 
 
 def scheme_names() -> tuple[str, ...]:

@@ -147,10 +147,7 @@ def get_backend(name: str) -> Backend:
     Raises:
         UsageError: There is none.
     """
-    backend = registry.load(GROUP, name)
-    if not isinstance(backend, Backend):
-        raise InternalError(f"entry point {name!r} in {GROUP} is a {type(backend).__name__}, not a Backend")
-    return backend
+    return registry.load(GROUP, name, Backend)
 
 
 def backend_names() -> tuple[str, ...]:
