@@ -27,6 +27,15 @@ class Verdict(str, Enum):
         order = (cls.FAIL, cls.INCONCLUSIVE, cls.PASS, cls.NOT_RUN)
         return min(verdicts, key=order.index, default=cls.NOT_RUN)
 
+    @classmethod
+    def of_interval(cls, lower: float, upper: float, bound: float, *, higher_is_better: bool) -> Verdict:
+        """Return PASS or FAIL where a confidence interval lies on one side of a bound, INCONCLUSIVE where it straddles it."""
+        if lower >= bound if higher_is_better else upper <= bound:
+            return cls.PASS
+        if upper < bound if higher_is_better else lower > bound:
+            return cls.FAIL
+        return cls.INCONCLUSIVE
+
 
 class GateKind(str, Enum):
     """What a gate guards, and with that the exit code of its failure."""

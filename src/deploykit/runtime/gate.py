@@ -128,20 +128,12 @@ def _sampled(
     higher_is_better: bool,
 ) -> GateResult:
     lower, upper = interval
-    surely = lower >= bound if higher_is_better else upper <= bound
-    surely_not = upper < bound if higher_is_better else lower > bound
+    verdict = Verdict.of_interval(lower, upper, bound, higher_is_better=higher_is_better)
     reason = ""
     if counts.n == 0:
         verdict, reason = Verdict.FAIL, "zero samples"
-    elif surely:
-        verdict = Verdict.PASS
-    elif surely_not:
-        verdict = Verdict.FAIL
-    else:
-        verdict, reason = (
-            Verdict.INCONCLUSIVE,
-            f"{counts.n:,} images can't tell at {CONFIDENCE:.0%} confidence: use more",
-        )
+    elif verdict is Verdict.INCONCLUSIVE:
+        reason = f"{counts.n:,} images can't tell at {CONFIDENCE:.0%} confidence: use more"
     return GateResult(
         kind=GateKind.DRIFT,
         metric=metric,

@@ -315,13 +315,9 @@ def _gate(
 ) -> GateResult:
     """Judge by the interval of the rounds, widened by what another start of the same processes may bring."""
     lower, upper = interval[0] * (1 - START_NOISE), interval[1] * (1 + START_NOISE)
+    verdict = Verdict.of_interval(lower, upper, bound, higher_is_better=higher_is_better)
     reason = ""
-    if lower >= bound if higher_is_better else upper <= bound:
-        verdict = Verdict.PASS
-    elif upper < bound if higher_is_better else lower > bound:
-        verdict = Verdict.FAIL
-    else:
-        verdict = Verdict.INCONCLUSIVE
+    if verdict is Verdict.INCONCLUSIVE:
         few = "fewer than 6 rounds bound no median" if not _rank(timing.rounds) else "the bound lies within the noise"
         reason = f"{timing.rounds} rounds leave both possible: {few}"
     return GateResult(
