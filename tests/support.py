@@ -33,7 +33,7 @@ def gate(
     return GateResult(
         kind=kind,
         metric="relative_max",
-        reference="pytorch",
+        reference="original",
         value=value,
         lower=value,
         upper=value,
@@ -76,7 +76,7 @@ class Files:
     model: tuple[FileRecord, ...]
     modules: FileRecord
     inputs: FileRecord
-    pytorch: FileRecord
+    original: FileRecord
     answers: FileRecord | None
 
 
@@ -84,7 +84,7 @@ FILES = Files(
     (record("net.fp32.onnx"),),
     record("modules.json"),
     record("golden/inputs.npz"),
-    record("golden/pytorch.npz"),
+    record("golden/original.npz"),
     record("golden/answers.npz"),
 )
 #: The same without labelled images.
@@ -132,7 +132,7 @@ def manifest(files: Files = FILES, *, digest: str = "d" * 64, facts: Mapping[str
             ),
         ),
         modules=files.modules,
-        golden=GoldenRecord(4, "rendered:calib", files.inputs, {"pytorch": files.pytorch}),
+        golden=GoldenRecord(4, "rendered:calib", files.inputs, {"original": files.original}),
         evaluation=EvaluationRecord("rendered:test", 100, "f" * 64, files.answers) if files.answers else None,
         judgements=(judgement(Verdict.PASS, gate()),),
         timings=(timing(),),

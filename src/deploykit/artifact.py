@@ -158,8 +158,8 @@ class Preprocess:
     Attributes:
         input_size: (channels, height, width).
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos", in Pillow's antialiased sense.
-        crop_pct: Share of the resized short side that the crop keeps.
-        crop_mode: "center", the only one so far.
+        crop_pct: Share of the resized image that the crop keeps.
+        crop_mode: "center" resizes the shorter side, "border" the longer one, "squash" both.
         mean: Per channel, of values in 0..1.
         std: Per channel, of values in 0..1.
     """
@@ -172,9 +172,9 @@ class Preprocess:
     std: tuple[float, ...]
 
     @property
-    def resized_short_side(self) -> int:
-        """Pixels of the short side before the crop."""
-        return int(self.input_size[-1] / self.crop_pct)
+    def resized(self) -> tuple[int, int]:
+        """Height and width that images are resized to before the crop, as the crop mode has it."""
+        return int(self.input_size[1] / self.crop_pct), int(self.input_size[2] / self.crop_pct)
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,17 @@ class BundleWriter:
                 return tuple(Placement(path, records[ending]) for ending, path in files.items())
         raise UsageError(f"{self.root} holds other files named {stem}.{short}*: remove them")
 
+    def place_named(self, name: str, file: Path) -> Placement:
+        """Place a file whose name other files refer to, so that it can be called nothing else.
+
+        Raises:
+            UsageError: Other content has this name.
+        """
+        record = FileRecord(name, file.stat().st_size, sha256_of(file))
+        if self._taken(record):
+            raise UsageError(f"{self.root} holds another file named {name}: remove it")
+        return Placement(file, record)
+
     def _taken(self, record: FileRecord) -> bool:
         """Tell whether other content has this name, which must not be touched before the commit."""
         if record.path in self._described:

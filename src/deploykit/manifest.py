@@ -128,7 +128,7 @@ class GoldenRecord:
         count: Number of inputs.
         images: The image set that they were taken from.
         inputs: float32 inputs.
-        references: Outputs by who computed them: "pytorch", "hub".
+        references: Outputs by who computed them: "original", "hub".
     """
 
     count: int

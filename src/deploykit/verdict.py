@@ -78,7 +78,7 @@ class GateResult:
     Attributes:
         kind: What it guards.
         metric: Name of the measured quantity, such as "relative_max" or "agreement".
-        reference: What it was compared with: "pytorch", "hub", or of an axis "itself" at the traced size. Of a latency gate,
+        reference: What it was compared with: "original", "hub", or of an axis "itself" at the traced size. Of a latency gate,
             the candidate that was timed.
         value: The measured value.
         lower: Lower confidence bound (equal to `value` where there is no sampling error).
@@ -156,7 +156,7 @@ class Timing:
     """Latency of one candidate, one inference at a time.
 
     Attributes:
-        candidate: Artifact name, or "pytorch" for the original.
+        candidate: Artifact name, or "original" for the original.
         run: As it was asked to run.
         ran: As it ran.
         batch: Rows per inference.

@@ -28,7 +28,7 @@ def test_every_run_passes_against_the_original(exported: deploykit.Exported) -> 
     assert exported.report.not_run == ()
     for judgement in judgements:
         assert judgement.metrics["images"] == 2000
-        assert {gate.reference for gate in judgement.gates} == {"pytorch", "hub"}
+        assert {gate.reference for gate in judgement.gates} == {"original", "hub"}
 
 
 def test_float32_runs_do_not_flip_an_answer(exported: deploykit.Exported) -> None:
@@ -77,7 +77,7 @@ def test_the_stock_runtime_opens_the_artifact_and_agrees_with_the_golden_outputs
 
     session = onnxruntime.InferenceSession(str(bundle / "tiny-convnext.fp32.onnx"), providers=["CPUExecutionProvider"])
     inputs = load_tensors(bundle / "golden/inputs.npz")["input"]
-    expected = load_tensors(bundle / "golden/pytorch.npz")["logits"]
+    expected = load_tensors(bundle / "golden/original.npz")["logits"]
     found = np.concatenate([session.run(None, {"input": row[None]})[0] for row in inputs])
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -95,7 +95,7 @@ def test_loading_a_bundle_gives_a_session(bundle: Path) -> None:
 
 def test_timings_are_paired_with_the_original(exported: deploykit.Exported) -> None:
     timings = exported.report.timings
-    assert [timing.candidate for timing in timings] == ["pytorch", *(j.artifact for j in exported.report.judgements)]
+    assert [timing.candidate for timing in timings] == ["original", *(j.artifact for j in exported.report.judgements)]
     assert timings[0].speedup is None
     for timing in timings[1:]:
         assert timing.speedup is not None

@@ -53,10 +53,10 @@ def test_a_flipped_byte_ends_the_command_line_with_7(copy: Path) -> None:
 
 
 def test_a_missing_file_is_exit_7(copy: Path) -> None:
-    (copy / "golden/pytorch.npz").unlink()
+    (copy / "golden/original.npz").unlink()
     outcome = run("verify", str(copy))
     assert outcome.code == 7
-    assert "golden/pytorch.npz is missing" in outcome.err
+    assert "golden/original.npz is missing" in outcome.err
 
 
 def test_one_convolution_times_1_05_is_drift(bundle: Path, tmp_path: Path) -> None:

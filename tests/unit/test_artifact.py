@@ -185,4 +185,4 @@ def test_an_artifact_is_its_content_in_order() -> None:
 )
 def test_the_short_side_is_truncated(side: int, share: float, short: int) -> None:
     recipe = Preprocess((3, side, side), "bicubic", share, "center", (0.0,) * 3, (1.0,) * 3)
-    assert recipe.resized_short_side == short
+    assert recipe.resized == (short, short)

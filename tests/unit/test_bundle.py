@@ -31,7 +31,7 @@ def content(model: bytes = b"graph", weights: bytes = b"weights", golden: bytes 
         "net.fp32": {".xml": model, ".bin": weights},
         "modules": {".json": b"{}"},
         "golden/inputs": {".npz": golden},
-        "golden/pytorch": {".npz": b"outputs"},
+        "golden/original": {".npz": b"outputs"},
     }
 
 
@@ -53,9 +53,22 @@ def commit(root: Path, what: Content, digest: str = "d" * 64, *, replace: bool =
             placed = writer.place(stem, sources)
             placements += placed
             records[stem] = tuple(placement.record for placement in placed)
-        golden = records["golden/inputs"][0], records["golden/pytorch"][0]
+        golden = records["golden/inputs"][0], records["golden/original"][0]
         files_of = Files(records["net.fp32"], records["modules"][0], *golden, None)
         return writer.commit(placements, manifest(files_of, digest=digest))
+
+
+def test_a_file_that_others_refer_to_keeps_its_name_or_is_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"weights")
+    root = tmp_path / "net"
+    writer = BundleWriter(root, "d" * 64, replace=False)
+    placed = writer.place_named("net.0badc0de.data", weights)
+    assert (placed.source, placed.record.path, placed.record.bytes) == (weights, "net.0badc0de.data", 7)
+    root.mkdir()
+    (root / "net.0badc0de.data").write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match=r"holds another file named net\.0badc0de\.data"):
+        BundleWriter(root, "d" * 64, replace=True).place_named("net.0badc0de.data", weights)
 
 
 def listing(root: Path) -> set[str]:
@@ -79,7 +92,7 @@ def test_a_commit_to_a_fresh_folder_is_a_whole_bundle(tmp_path: Path) -> None:
     made = commit(tmp_path / "deep" / "net", content())
     assert_holds(tmp_path / "deep" / "net", content())
     assert Bundle.open(made.root).manifest == made.manifest
-    names = ["net.fp32.xml", "net.fp32.bin", "modules.json", "golden/inputs.npz", "golden/pytorch.npz"]
+    names = ["net.fp32.xml", "net.fp32.bin", "modules.json", "golden/inputs.npz", "golden/original.npz"]
     assert described(made) == {FILE, *names}
 
 

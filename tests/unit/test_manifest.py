@@ -144,7 +144,7 @@ def test_a_dynamic_axis_that_can_not_be_is_bad_input() -> None:
 
 
 def test_every_file_is_listed() -> None:
-    paths = ["net.fp32.onnx", "modules.json", "golden/inputs.npz", "golden/pytorch.npz", "golden/answers.npz"]
+    paths = ["net.fp32.onnx", "modules.json", "golden/inputs.npz", "golden/original.npz", "golden/answers.npz"]
     assert [record.path for record in SOUND.files] == paths
     assert [record.path for record in manifest(UNLABELLED).files] == paths[:-1]
 

@@ -18,6 +18,8 @@ EXAMPLES = (
     "deploykit export tiny-convnext --openvino --dynamic batch --out deploy/any-batch",
     "deploykit export convnext_tiny --weights last.pth.tar --labels classes.txt --ort",
     "deploykit export tf_efficientnetv2_s --random-weights --openvino --no-bench",
+    "deploykit export hf:path/to/folder --data labels.csv --ort",
+    "deploykit export model.onnx --openvino",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
@@ -25,7 +27,10 @@ EXAMPLES = (
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="The original: a shipped model, any of timm's, or py:module:function."),
+        typer.Argument(
+            metavar="MODEL",
+            help="The original: a name (shipped, or any of timm's), a file, hf:FOLDER, py:module:function.",
+        ),
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
@@ -39,7 +44,10 @@ def export(
         list[str] | None, typer.Option(metavar="AXIS", help="Leave an axis of the input open: batch.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Labelled images to judge on, a folder per class.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Labelled images to judge on: a folder per class, or a CSV of images and labels."
+        ),
     ] = None,
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the model's own images to judge on.")
@@ -146,8 +154,10 @@ def _print_plan(preview: Preview) -> None:
     for cell in preview.cells:
         by_precision.setdefault(cell.precision, []).append(cell.target)
     cells = ", ".join(f"{precision}: {', '.join(targets)}" for precision, targets in by_precision.items())
-    stages = {node.stage.name for node in preview.plan.nodes}
-    words = ["trace", "simplify", f"[{cells}]", *(name for name in ("judge", "bench") if name in stages)]
+    nodes = preview.plan.nodes
+    graphs = [node.stage.name for node in nodes if node.stage.makes == "graph"]
+    measured = dict.fromkeys(node.stage.name for node in nodes if node.stage.makes in {"judgement", "timings"})
+    words = [*graphs, f"[{cells}]", *measured]
     console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes", markup=False)
 
 

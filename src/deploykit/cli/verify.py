@@ -12,6 +12,7 @@ from deploykit.cli import source
 EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
     "deploykit verify deploy/tiny-convnext --data val/",
+    "deploykit verify deploy/tiny-convnext --data labels.csv",
     "deploykit verify model.onnx --reference tiny-convnext",
 )
 
@@ -20,7 +21,10 @@ def verify(
     target: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle's folder, or an artifact's file.")],
     reference: Annotated[str | None, typer.Option(metavar="MODEL", help="The original of a bare artifact.")] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Labelled images, a folder per class. Needs PyTorch.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Labelled images: a folder per class, or a CSV of images and labels. Needs PyTorch."
+        ),
     ] = None,
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")

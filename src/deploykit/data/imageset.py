@@ -1,4 +1,4 @@
-"""Labelled image sets: a folder per class, or the set that the package renders itself."""
+"""Labelled image sets: files of the user, or the set that the package renders itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from deploykit import serde
 from deploykit.artifact import Preprocess, sha256_of
 from deploykit.data import images, rendered
+from deploykit.data.faults import Faults
+from deploykit.data.listing import Labelled, labelled_files
 from deploykit.data.preprocess import crop
 from deploykit.errors import BadInputError, UsageError
 
@@ -45,6 +47,10 @@ class ImageSet(ABC):
     def image(self, index: int) -> NDArray[np.uint8]:
         """Return image `index` as uint8 RGB [height, width, 3]."""
 
+    @abstractmethod
+    def title(self, index: int) -> str:
+        """Return what people know image `index` by."""
+
 
 class RenderedSet(ImageSet):
     """The first `count` images of a split of the package's own set, rendered `size` pixels wide."""
@@ -64,58 +70,62 @@ class RenderedSet(ImageSet):
         """Render image `index`."""
         return rendered.render(self._split, index, self._size)[0]
 
+    def title(self, index: int) -> str:
+        """Return the name of the set and the index."""
+        return f"{self.name} {index}"
 
-class FolderSet(ImageSet):
-    """A folder that holds one folder per class, named as the model names its classes."""
 
-    def __init__(self, root: Path, labels: tuple[str, ...]) -> None:
-        if not root.is_dir():
-            raise UsageError(f"{root} is no folder of images")
-        index_of = {label: index for index, label in enumerate(labels)}
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        strangers = [folder.name for folder in folders if folder.name not in index_of]
-        if strangers:
-            raise UsageError(
-                f"{root}: folder {strangers[0]!r} is no class of this model; its classes: {', '.join(labels)}"
-            )
-        found = [
-            (path, index_of[folder.name])
-            for folder in folders
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in images.SUFFIXES
-        ]
-        if not found:
-            raise BadInputError(
-                f"{root} holds no images: expected one folder per class with {', '.join(images.SUFFIXES)}"
-            )
-        self.name = str(root)
-        self.paths = tuple(path for path, _ in found)
-        self.labels = tuple(label for _, label in found)
+class FileSet(ImageSet):
+    """Image files of the user.
+
+    Attributes:
+        paths: The files, in the set's order.
+    """
+
+    def __init__(self, name: str, found: tuple[Labelled, ...]) -> None:
+        self.name = name
+        self.paths = tuple(entry.path for entry in found)
+        self.labels = tuple(entry.label for entry in found)
 
     @property
     def digest(self) -> str:
-        """Hash of every file's bytes and label, in order."""
-        return serde.digest([[sha256_of(path), label] for path, label in zip(self.paths, self.labels, strict=True)])
+        """Hash of every file's bytes and label, in order.
+
+        Raises:
+            BadInputError: Files may not be read; all are named.
+        """
+        faults, hashes = Faults(self.name), []
+        for path, label in zip(self.paths, self.labels, strict=True):
+            try:
+                hashes.append([sha256_of(path), label])
+            except OSError as error:
+                faults.add(f"{path} can't be read: {error.strerror}")
+        faults.refuse(BadInputError)
+        return serde.digest(hashes)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Decode image `index`."""
         return images.decode(self.paths[index])
 
+    def title(self, index: int) -> str:
+        """Return the path of image `index`."""
+        return str(self.paths[index])
+
 
 def open_imageset(name: str, labels: tuple[str, ...], count: int | None = None) -> ImageSet:
-    """Open a labelled set: "rendered:SPLIT" or a folder.
+    """Open a labelled set: "rendered:SPLIT", a folder with a folder per class, or a CSV.
 
     Args:
         name: What the user typed.
         labels: The model's classes, by index.
-        count: How many images of a rendered split; a folder has a number of its own.
+        count: How many images of a rendered split; files have a number of their own.
 
     Raises:
-        UsageError: No such set, or its classes are not the model's.
-        BadInputError: The folder holds no images.
+        UsageError: No such set, or what it shows is not the model's classes alone.
+        BadInputError: It holds no images, or can't be read.
     """
     if not name.startswith(f"{RENDERED}:"):
-        return FolderSet(Path(name), labels)
+        return FileSet(name, labelled_files(Path(name), labels))
     if tuple(labels) != tuple(rendered.CLASSES):
         raise UsageError(f"the rendered set shows {', '.join(rendered.CLASSES)}; this model knows {', '.join(labels)}")
     return rendered_images(name, count)
@@ -141,7 +151,7 @@ def prepare_crops(
     into: NDArray[np.uint8] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Crop every image of a set.
+    """Crop every image of a set. One that is refused doesn't keep the others from being looked at, so that all are told.
 
     Args:
         images: The set.
@@ -154,12 +164,25 @@ def prepare_crops(
 
     Raises:
         MissingComponentError: Pillow is not installed.
-        BadInputError: An image can't be decoded.
+        BadInputError: Images can't be decoded or cropped: how many, and the first by name.
     """
+    faults = Faults(images.name)
     channels, height, width = recipe.input_size
     crops = np.empty((len(images), height, width, channels), np.uint8) if into is None else into
     for index in range(len(images)):
-        crops[index] = crop(images.image(index), recipe)
+        try:
+            crops[index] = _crop(images, index, recipe)
+        except BadInputError as error:
+            faults.add(error.message)
         if progress is not None and index % REPORT_EVERY == 0:
             progress(index, len(images))
+    faults.refuse(BadInputError)
     return crops
+
+
+def _crop(images: ImageSet, index: int, recipe: Preprocess) -> NDArray[np.uint8]:
+    image = images.image(index)
+    try:
+        return crop(image, recipe)
+    except BadInputError as error:
+        raise BadInputError(f"{images.title(index)}: {error.message}") from error

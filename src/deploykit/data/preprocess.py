@@ -6,20 +6,49 @@ images can be stored small and be judged where Pillow is absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess
-from deploykit.errors import UsageError
+from deploykit.data.images import MAX_PIXELS
+from deploykit.errors import BadInputError, UsageError
 from deploykit.optional import require
+
+Size = tuple[int, int]
+
+
+def _shorter_side(image: Size, wanted: Size) -> Size:
+    """Bring the shorter side to its size and keep the aspect ratio; what is longer is cut."""
+    (height, width), (short, across) = image, wanted
+    if short == across:
+        return (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+    ratio = min(height / short, width / across)
+    return round(height / ratio), round(width / ratio)
+
+
+def _longer_side(image: Size, wanted: Size) -> Size:
+    """Bring the longer side to its size and keep the aspect ratio; a border fills what is shorter."""
+    ratio = max(image[0] / wanted[0], image[1] / wanted[1])
+    return round(image[0] / ratio), round(image[1] / ratio)
+
+
+def _both_sides(_image: Size, wanted: Size) -> Size:
+    """Bring both sides to their sizes, whatever becomes of the aspect ratio."""
+    return wanted
+
+
+#: By crop mode, as timm calls them: (height, width) of an image and wanted, to what it is resized to before the centre is cut.
+CROP_MODES: Mapping[str, Callable[[Size, Size], Size]] = {
+    "center": _shorter_side,
+    "squash": _both_sides,
+    "border": _longer_side,
+}
 
 
 def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
-    """Resize the short side and cut the centre.
-
-    The output size of the long side is truncated and the offset of the crop rounded half to even, as torchvision does.
+    """Resize and cut the centre, as timm's test transform and torchvision do, to the pixel.
 
     Args:
         image: uint8 RGB [height, width, 3].
@@ -31,6 +60,7 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
     Raises:
         MissingComponentError: Pillow is not installed.
         UsageError: The recipe names an interpolation or crop mode that isn't known.
+        BadInputError: The image is so narrow that its long side would be resized to more than can be held.
     """
     require("PIL")
     from PIL import Image
@@ -41,19 +71,31 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
         "bicubic": Image.Resampling.BICUBIC,
         "lanczos": Image.Resampling.LANCZOS,
     }
-    if recipe.interpolation not in filters or recipe.crop_mode != "center":
-        raise UsageError(
-            f"unknown preprocessing {recipe.interpolation!r} / {recipe.crop_mode!r}; known: {sorted(filters)}"
-        )
-    out_height, out_width = recipe.input_size[1:]
-    if out_height != out_width:
-        raise UsageError(f"inputs of {out_height}x{out_width} pixels: only square ones are prepared")
-    height, width = image.shape[:2]
-    short = recipe.resized_short_side
-    size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    resized = Image.fromarray(image).resize(size, filters[recipe.interpolation], reducing_gap=None)
-    left, top = round((size[0] - out_width) / 2), round((size[1] - out_height) / 2)
-    return np.asarray(resized.crop((left, top, left + out_width, top + out_height)))
+    if recipe.interpolation not in filters or recipe.crop_mode not in CROP_MODES:
+        known = f"{', '.join(filters)} and {', '.join(CROP_MODES)}"
+        raise UsageError(f"unknown preprocessing {recipe.interpolation!r} / {recipe.crop_mode!r}; known: {known}")
+    size = image.shape[0], image.shape[1]
+    height, width = CROP_MODES[recipe.crop_mode](size, recipe.resized)
+    if not 0 < height * width <= MAX_PIXELS:
+        told = f"resized to {width}x{height} before the crop"
+        raise BadInputError(f"{size[1]}x{size[0]} pixels are too narrow: {told}")
+    resized = Image.fromarray(image).resize((width, height), filters[recipe.interpolation], reducing_gap=None)
+    return _centre(np.asarray(resized), recipe)
+
+
+def _centre(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
+    """Cut the centre, after adding a border of the mean's colour where an image is too small; offsets round half to even."""
+    height, width = recipe.input_size[1:]
+    missing = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+    if any(missing):
+        colour = np.asarray([round(255 * value) for value in recipe.mean], np.uint8)
+        framed = np.empty((image.shape[0] + missing[0], image.shape[1] + missing[1], image.shape[2]), np.uint8)
+        framed[:] = colour
+        top, left = missing[0] // 2, missing[1] // 2
+        framed[top : top + image.shape[0], left : left + image.shape[1]] = image
+        image = framed
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]
 
 
 def normalize(crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float32]:

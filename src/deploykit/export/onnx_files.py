@@ -1,7 +1,12 @@
-"""Small things that every stage does to an ONNX file: read, save, clean, name axes, embed texts."""
+"""What every stage does to ONNX files: read, save, clean, name axes, embed texts.
+
+A graph that stages hand to one another lies in two files: `model.onnx`, a few hundred kilobytes of structure, and
+`model.onnx.data`, the weights, which no stage needs to hold in memory and which may exceed the 2 GiB of a protobuf.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +16,19 @@ from deploykit.errors import BadInputError, InternalError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
 
 MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
 MODULES = "modules.json"
 PREFIX = "deploykit."
+#: Tensors of fewer bytes stay in the graph's own file: shapes, axes and scalars, which shape inference reads.
+INLINE_BELOW = 1024
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """Read a model.
+    """Read a model's structure. Weights that lie in a file beside it stay there.
 
     Raises:
         BadInputError: The file is no ONNX model.
@@ -27,24 +36,65 @@ def load(path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        return onnx.load(str(path))
+        return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own DecodeError, which has no public base
         raise BadInputError(f"{path} is no ONNX model: {str(error).splitlines()[0]}") from error
 
 
+def load_whole(path: Path) -> onnx.ModelProto:
+    """Read a model with all its weights.
+
+    Raises:
+        BadInputError: The file is no ONNX model, or its weights are missing.
+    """
+    import onnx
+
+    model = load(path)
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise BadInputError(f"{path}: its weights can't be read: {str(error).splitlines()[0]}") from error
+    return model
+
+
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Check and write a model.
+    """Write a model, the same bytes for the same model, and check it. Weights that it refers to must lie beside `path`.
 
     Raises:
         InternalError: The model breaks ONNX's own rules.
     """
     import onnx
 
+    path.write_bytes(model.SerializeToString(deterministic=True))
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InternalError(f"the graph breaks ONNX's rules: {str(error).splitlines()[0]}") from error
-    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def save_apart(model: onnx_ir.Model, folder: Path) -> onnx.ModelProto:
+    """Write a model into `folder`, weights apart, tensor by tensor, and return its structure."""
+    import onnx_ir
+
+    onnx_ir.save(model, folder / MODEL, external_data=WEIGHTS, size_threshold_bytes=INLINE_BELOW)
+    return load(folder / MODEL)
+
+
+def refer(model: onnx.ModelProto, name: str) -> None:
+    """Let every weight that lies outside the graph's file be looked for in the file called `name`, in place."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return how many bytes the initializers take, wherever they lie."""
+    import onnx_ir
+
+    return sum(
+        onnx_ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims) for tensor in model.graph.initializer
+    )
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -91,6 +141,35 @@ def name_axes(model: onnx.ModelProto, inputs: Mapping[str, tuple[int | str, ...]
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_param") and dim.dim_param in renamed:
                 dim.dim_param = renamed[dim.dim_param]
+
+
+def set_shape(model: onnx.ModelProto, name: str, shape: tuple[int | str, ...]) -> None:
+    """Fix open dimensions of the input called `name` to sizes or call them by names, in place; infer the shapes after it anew.
+
+    Dimensions that are fixed already stay as they are.
+    """
+    import onnx
+
+    graph = model.graph
+    value = next(value for value in graph.input if value.name == name)
+    renamed: dict[str, int | str] = {}
+    for dim, wanted in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        if not dim.HasField("dim_value"):
+            renamed[dim.dim_param] = wanted
+            _set_dim(dim, wanted)
+    del graph.value_info[:]
+    for output in graph.output:
+        for dim in output.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param") and dim.dim_param in renamed:
+                _set_dim(dim, renamed[dim.dim_param])
+    model.CopyFrom(onnx.shape_inference.infer_shapes(model))
+
+
+def _set_dim(dim: onnx.TensorShapeProto.Dimension, wanted: int | str) -> None:
+    if isinstance(wanted, str):
+        dim.dim_param = wanted
+    else:
+        dim.dim_value = wanted
 
 
 def specs(values: Iterable[onnx.ValueInfoProto], axes: Mapping[str, Axis]) -> tuple[TensorSpec, ...]:

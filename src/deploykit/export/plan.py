@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
-from deploykit.errors import Hint, UsageError
-from deploykit.export import reference, simplify, trace
+from deploykit.errors import BakedAxisError, Hint, UsageError
+from deploykit.export import adopt, reference, simplify, trace
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
-from deploykit.models.original import INPUT_NAME, Original
+from deploykit.models.original import Original
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
-ORIGINAL, TRACE, HUB = "original", "trace", "simplify"
+ORIGINAL, HUB = "original", "simplify"
 CALIBRATION, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
 
@@ -85,6 +85,7 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
 
     Raises:
         UsageError: An unknown precision, target or axis, a cell that a target can't take, or contradicting shapes.
+        BakedAxisError: An axis is to stay open that the original has fixed.
     """
     family = get_family(original.family)
     if not request.cells:
@@ -103,9 +104,19 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         raise UsageError(f"{family.title} has no axis {unknown[0]!r} to leave open; it has: {', '.join(family.axes)}")
     if "batch" in request.dynamic and request.batch != 1:
         raise UsageError(f"--batch {request.batch} and --dynamic batch contradict one another: choose one")
+    if original.fixed_batch is not None:
+        _check_fixed_batch(original.id, original.fixed_batch, request)
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
     return family, targets
+
+
+def _check_fixed_batch(name: str, fixed: int, request: Request) -> None:
+    told = f"the batch of {name} is fixed to {fixed}"
+    if "batch" in request.dynamic:
+        raise BakedAxisError(f"{told}: it can't be left open")
+    if request.batch != fixed:
+        raise UsageError(told, Hint(f"--batch {fixed}"))
 
 
 def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
@@ -116,19 +127,23 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     """
     family, targets = check_request(original, request)
     recipe = original.preprocess
+    first = FIRST[original.form](family, request)
     nodes = [
-        Node(
-            TRACE, trace.STAGE, trace.TraceOptions(request.batch, request.dynamic, family.opset), {"original": ORIGINAL}
-        ),
-        Node(HUB, simplify.STAGE, simplify.SimplifyOptions(), {"graph": TRACE}),
+        first,
+        Node(HUB, simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id}),
         _images_node(CALIBRATION, request.golden, original),
         Node(
             GOLDEN,
             reference.GOLDEN,
-            reference.GoldenOptions(golden_count, INPUT_NAME, recipe),
+            reference.GoldenOptions(golden_count, original.input_name, recipe),
             {"images": CALIBRATION},
         ),
-        Node(GOLDEN_OUTPUTS, reference.OUTPUTS, reference.NoOptions(), {"original": ORIGINAL, "golden": GOLDEN}),
+        Node(
+            GOLDEN_OUTPUTS,
+            reference.outputs_stage(original),
+            reference.NoOptions(),
+            {"original": ORIGINAL, "golden": GOLDEN},
+        ),
         Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": HUB, "golden": GOLDEN}),
     ]
     for cell, target in targets.items():
@@ -137,8 +152,21 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     if request.evaluation is not None:
         nodes.append(_images_node(EVALUATION, request.evaluation, original))
         inputs = {"original": ORIGINAL, "images": EVALUATION}
-        nodes.append(Node(ANSWERS, reference.ORIGINAL_ANSWERS, reference.AnswersOptions(recipe), inputs))
+        nodes.append(Node(ANSWERS, reference.answers_stage(original), reference.AnswersOptions(recipe), inputs))
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
+
+
+def _traced(family: Family, request: Request) -> Node:
+    options = trace.TraceOptions(request.batch, request.dynamic, family.opset)
+    return Node("trace", trace.STAGE, options, {"original": ORIGINAL})
+
+
+def _adopted(_family: Family, request: Request) -> Node:
+    return Node("adopt", adopt.STAGE, adopt.AdoptOptions(request.batch, request.dynamic), {"original": ORIGINAL})
+
+
+#: The node that makes the first graph, by the original's form.
+FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "graph": _adopted}
 
 
 def stem_of(original: Original, cell: Cell) -> str:

@@ -12,6 +12,8 @@ from deploykit.data.imageset import ImageSet, open_imageset, prepare_crops, rend
 from deploykit.data.preprocess import normalize
 from deploykit.export import onnx_files
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.models import sources
+from deploykit.models.original import FORMS, Original
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.judge import logits_of, run_rows
@@ -26,7 +28,7 @@ class ImagesOptions:
     Attributes:
         images: Name of the set.
         digest: Its content hash, so that changed files are other images.
-        count: How many of a set that renders itself; None for a folder.
+        count: How many of a set that renders itself; None for files.
         size: Pixels of rendered images.
         labels: The model's classes by index; none where the images need not show them.
         preprocess: From image to crop.
@@ -77,7 +79,7 @@ class NoOptions:
 
 
 def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
-    with get_backend("torch").open(inputs["original"].facts["locator"], RunConfig("torch", precision="f32")) as session:
+    with sources.open_original(sources.located(inputs["original"].facts["locator"])) as session:
         outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
     save_tensors(workspace.folder / TENSORS, outputs)
     return {}
@@ -102,23 +104,27 @@ class AnswersOptions:
 def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Workspace) -> Facts:
     crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
     labels = np.load(inputs["images"].path(LABELS))
-    with get_backend("torch").open(inputs["original"].facts["locator"], RunConfig("torch", precision="f32")) as session:
+    with sources.open_original(sources.located(inputs["original"].facts["locator"])) as session:
         logits = logits_of(session, crops, options.preprocess, workspace.progress)
     answers = drift.Answers.of(logits, labels)
     save_tensors(workspace.folder / ANSWERS, {"top1": answers.top1, "margin": answers.margin, "labels": answers.labels})
     return {"images": len(labels), "top1": float((answers.top1 == labels).mean())}
 
 
-TORCH = ("torch", "timm", "safetensors")
-
-IMAGES = Stage("images", 1, {}, "images", ("PIL",), _prepare_images)
+IMAGES = Stage("images", 2, {}, "images", ("PIL",), _prepare_images)
 GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
-OUTPUTS = Stage(
-    "original-outputs", 1, {"original": "original", "golden": "tensors"}, "tensors", TORCH, _original_outputs
-)
 HUB_OUTPUTS = Stage(
     "hub-outputs", 1, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
 )
-ORIGINAL_ANSWERS = Stage(
-    "original-answers", 1, {"original": "original", "images": "images"}, "answers", TORCH, _original_answers
-)
+
+
+def outputs_stage(original: Original) -> Stage[NoOptions]:
+    """Return the stage that asks an original for its outputs of the golden inputs."""
+    takes = {"original": "original", "golden": "tensors"}
+    return Stage("original-outputs", 1, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
+
+
+def answers_stage(original: Original) -> Stage[AnswersOptions]:
+    """Return the stage that asks an original for its answers to labelled images."""
+    takes = {"original": "original", "images": "images"}
+    return Stage("original-answers", 1, takes, "answers", FORMS[original.form].libraries, _original_answers)

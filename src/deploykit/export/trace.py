@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import BakedAxisError, Hint, InternalError, UnsupportedError
-from deploykit.export import onnx_files, provenance
+from deploykit.export import onnx_files, operators, provenance, tidy
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.family import AxisRule, get_family
@@ -15,6 +17,7 @@ from deploykit.models.original import INPUT_NAME, Original
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
     import torch
     from torch import nn
 
@@ -43,19 +46,49 @@ def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
     shape = [options.batch, *original.preprocess.input_size]
     for rule in rules.values():
         shape[rule.dim] = rule.traced
-    module = sources.open_module(original)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    program = _export(module, example, rules, original.id)
-    model = _to_onnx(program, original, options.opset)
-    paths = {path for path, _ in module.named_modules()}
-    modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, paths))
+    written = _write(original, example, rules, options.opset, workspace.folder)
+    model = written.model
+    gc.collect()  # modules and programs refer to themselves, and simplifying will hold the weights again
+    modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, written.paths))
     onnx_files.strip(model)
     by_dim = {rule.dim: name for name, rule in rules.items()}
     onnx_files.name_axes(model, {INPUT_NAME: tuple(by_dim.get(dim, size) for dim, size in enumerate(shape))})
     model.producer_name, model.producer_version = "deploykit", ""
     onnx_files.save(model, workspace.folder / onnx_files.MODEL)
     provenance.write(workspace.folder / onnx_files.MODULES, modules)
-    return {"nodes": len(model.graph.node), "opset": options.opset, "ir_version": model.ir_version}
+    exporter = ", ".join(["torch.export", *(f"{name} written out" for name in written.operators)])
+    facts = {"nodes": len(model.graph.node), "opset": options.opset, "ir_version": model.ir_version}
+    return {**facts, "exporter": exporter}
+
+
+@dataclass(frozen=True)
+class Written:
+    """An exported graph.
+
+    Attributes:
+        model: Its structure.
+        paths: Of the network's modules.
+        operators: Those that were written out in others.
+    """
+
+    model: onnx.ModelProto
+    paths: set[str]
+    operators: tuple[str, ...]
+
+
+def _write(
+    original: Original, example: torch.Tensor, rules: Mapping[str, AxisRule], opset: int, folder: Path
+) -> Written:
+    """Export an original into `folder`.
+
+    Gradients are switched off: attention with a trainable bias is traced by one kernel and taken apart by another, whose
+    outputs lie in memory in another order.
+    """
+    module = sources.open_module(original).requires_grad_(requires_grad=False)
+    program, changed = operators.write_out(_export(module, example, rules, original.id))
+    model = onnx_files.save_apart(_to_onnx(program, original, opset), folder)
+    return Written(model, {path for path, _ in module.named_modules()}, changed)
 
 
 def _export(
@@ -87,7 +120,7 @@ def _is_traceable(module: nn.Module, example: torch.Tensor) -> bool:
     return True
 
 
-def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx.ModelProto:
+def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx_ir.Model:
     """Translate a program to ONNX, its output called after what it is."""
     import torch
 
@@ -99,7 +132,7 @@ def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: i
             input_names=[INPUT_NAME],
             output_names=[original.task],
             dynamo=True,
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -108,7 +141,8 @@ def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: i
         ) from error
     if exported is None:
         raise InternalError(f"{original.id}: the exporter returned nothing")
-    return exported.model_proto
+    tidy.tidy(exported.model)
+    return exported.model
 
 
 def _ensure(_inputs: Inputs, options: TraceOptions, made: Item) -> None:
@@ -124,7 +158,7 @@ def _ensure(_inputs: Inputs, options: TraceOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="trace",
-    version=1,
+    version=2,
     takes={"original": "original"},
     makes="graph",
     libraries=("torch", "timm", "safetensors", "onnx", "onnxscript"),

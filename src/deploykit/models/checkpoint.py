@@ -42,6 +42,8 @@ UNREADABLE = (
 )
 #: Lines of its messages that say nothing of the file.
 ADVICE = re.compile(r"Weights only load failed|Please file an issue|Check the documentation|\t")
+#: What wrappers that average count beside the weights.
+COUNTERS = ("n_averaged",)
 #: What wrappers put before every name.
 PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
 
@@ -70,7 +72,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> State:
             raise UsageError(f"--checkpoint-key {key}: a safetensors file has no keys, it is one state dict")
         state: Mapping[str, Any] = _read_safetensors(path)
     else:
-        state = _select(_read_pickle(path), key, path)
+        found = _select(_read_pickle(path), key, path)
+        state = {name: value for name, value in found.items() if name not in COUNTERS}
     return _checked(_without_prefixes(state), path)
 
 

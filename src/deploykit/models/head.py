@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact import Preprocess
 from deploykit.data import rendered
-from deploykit.data.preprocess import prepare
+from deploykit.data.preprocess import CROP_MODES, prepare
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models.original import SourceOptions
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 #: What Pillow resizes with.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+#: What images are prepared to where nothing is said: ImageNet's usual.
+USUAL = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 #: Images that statistics of random networks are settled on.
 SAMPLE = 16
 
@@ -111,10 +120,10 @@ def preprocess_of(config: Mapping[str, Any], options: SourceOptions) -> Preproce
     )
     if not 0 < recipe.crop_pct <= 1 or any(value <= 0 for value in recipe.std):
         raise UsageError(f"crop_pct must be in (0, 1] and std above 0, found {recipe.crop_pct} and {recipe.std}")
-    if recipe.interpolation not in INTERPOLATIONS or recipe.crop_mode != "center":
+    if recipe.interpolation not in INTERPOLATIONS or recipe.crop_mode not in CROP_MODES:
         raise UsageError(
             f"interpolation {recipe.interpolation!r} with crop mode {recipe.crop_mode!r} isn't supported: "
-            f"one of {', '.join(INTERPOLATIONS)}, with 'center'"
+            f"one of {', '.join(INTERPOLATIONS)}, with {', '.join(CROP_MODES)}"
         )
     channels = recipe.input_size[0]
     if not len(recipe.mean) == len(recipe.std) == channels or not all(map(math.isfinite, recipe.mean + recipe.std)):
@@ -126,6 +135,6 @@ def sample_images(recipe: Preprocess) -> torch.Tensor:
     """Return rendered images, prepared: float32 [16, C, H, W]."""
     import torch
 
-    size = max(80, recipe.resized_short_side)
+    size = max(80, *recipe.resized)
     images = (rendered.render("calib", index, size)[0] for index in range(SAMPLE))
     return torch.from_numpy(prepare(images, recipe))

@@ -6,11 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deploykit import serde
-from deploykit.artifact import Preprocess
+from deploykit.artifact import Preprocess, RunConfig
 
 #: What a model answers with, and what the output is called after it.
 TASKS = ("logits", "embedding")
 INPUT_NAME = "input"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an original is before anything was done to it, and so what runs it as it is.
+
+    Attributes:
+        backend: Name of the backend that runs it.
+        model: Which of its properties that backend is given.
+        libraries: What it takes to run it (keys of `deploykit.optional.COMPONENTS`).
+    """
+
+    backend: str
+    model: str
+    libraries: tuple[str, ...]
+
+
+#: A network in PyTorch, or a graph that was exported before.
+FORMS = {
+    "module": Form("torch", "locator", ("torch", "timm", "safetensors")),
+    "graph": Form("onnxruntime", "weights_file", ("onnxruntime",)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +92,9 @@ class Original:
         preprocess: From image to input.
         labels: Class names by index; empty where it answers with features.
         images: Name of the labelled image set that the model was trained for, or None.
+        form: What it is: a key of `FORMS`.
+        input_name: What its input is called.
+        fixed_batch: Rows that its input is fixed to, where it is.
     """
 
     id: str
@@ -85,6 +110,9 @@ class Original:
     preprocess: Preprocess
     labels: tuple[str, ...]
     images: str | None
+    form: str = "module"
+    input_name: str = INPUT_NAME
+    fixed_batch: int | None = None
 
     @property
     def digest(self) -> str:
@@ -97,3 +125,9 @@ class Original:
     def locator(self) -> str:
         """Text that opens this original in any process."""
         return serde.canonical_bytes(self).decode("ascii")
+
+    @property
+    def reference(self) -> tuple[str, RunConfig]:
+        """What a backend opens, and how, to get this original's own answers."""
+        form = FORMS[self.form]
+        return str(getattr(self, form.model)), RunConfig(form.backend, precision="f32")

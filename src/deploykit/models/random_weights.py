@@ -1,7 +1,8 @@
 """Random weights that make a network worth measuring.
 
 What a constructor leaves is not: LayerScale near zero hides every block, and BatchNorm statistics that fit no data send logits
-to a thousand. So weights are drawn from a seed, LayerScale is set near one, and BatchNorm statistics are settled on images.
+to a thousand, and matrices of zeros answer with zeros, which every candidate equals. So weights are drawn from a seed,
+LayerScale is set near one, zeros are drawn anew, and BatchNorm statistics are settled on images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SEED = 20_261_123
+SEED = 20_261_125
 #: LayerScale parameters by their last name, and the weight of norms: constructors set that of a residual branch's last one to
 #: zero. A vector with a mean below this hides its block.
 SCALE_NAMES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "ls1", "ls2", "layer_scale", "weight")
@@ -48,6 +49,9 @@ def settle(module: torch.nn.Module, images: torch.Tensor) -> None:
             is_scale = name.rpartition(".")[2] in SCALE_NAMES and parameter.ndim <= 1
             if is_scale and float(parameter.abs().mean()) < HIDDEN_BELOW:
                 parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+            elif parameter.ndim > 1 and not bool(parameter.any()):
+                deviation = parameter[0].numel() ** -0.5
+                parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
     module.eval()
     _settle_statistics(module, images)
 

@@ -19,13 +19,20 @@ class Scheme(ABC):
 
     Attributes:
         name: What stands before the colon of a source text.
+        decided_by: Libraries whose versions decide, with name, options and weights, what a source text resolves to; None
+            where more than that does, such as code or a folder's other files.
     """
 
     name: ClassVar[str]
+    decided_by: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def names(self, pattern: str) -> tuple[str, ...]:
         """Return the names that match a shell pattern; empty where they can't be listed."""
+
+    def claims(self, text: str) -> bool:  # noqa: ARG002 - most schemes are asked by their names only
+        """Tell whether a source text without a scheme is meant for this one."""
+        return False
 
     @abstractmethod
     def resolve(self, name: str, options: SourceOptions) -> Original:
@@ -35,6 +42,13 @@ class Scheme(ABC):
             UsageError: No such model, or options that don't fit it.
             BadInputError: Its files are damaged.
             MissingComponentError: A library that it needs is not installed.
+        """
+
+    def check(self, original: Original) -> None:  # noqa: B027 - most schemes check as they open
+        """Check, before anything opens it, that an original is still what was resolved.
+
+        Raises:
+            BadInputError: Its files are missing or changed.
         """
 
     @abstractmethod

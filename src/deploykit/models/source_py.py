@@ -21,16 +21,6 @@ from deploykit.models.scheme import Scheme
 if TYPE_CHECKING:
     from torch import nn
 
-#: What images are prepared to where nothing is said: ImageNet's usual.
-USUAL = {
-    "input_size": (3, 224, 224),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-
 
 class PyScheme(Scheme):
     """Functions that are importable from here: from the environment, or from the current folder."""
@@ -46,7 +36,7 @@ class PyScheme(Scheme):
         versions = optional.require("torch")
         _check(name, options)
         module = _build(name, options)
-        recipe = head.preprocess_of(USUAL, options)
+        recipe = head.preprocess_of(head.USUAL, options)
         classes = _classes(module, recipe.input_size, name)
         task = "embedding" if options.embedding else "logits"
         weights = str(Path(options.weights).resolve()) if options.weights else ""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import socket
 import sys
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import optional, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
-from deploykit.models import head, random_weights
+from deploykit.models import head, hub, random_weights
 from deploykit.models.checkpoint import State, load_into, read_checkpoint
 from deploykit.models.family import family_of
 from deploykit.models.original import Original, SourceOptions
@@ -23,10 +20,6 @@ from deploykit.models.scheme import Scheme
 if TYPE_CHECKING:
     from torch import nn
 
-#: Files that timm's hub repositories keep weights in, best first.
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-#: Patience for the hub to answer at all.
-CONNECT_SECONDS = 5.0
 #: Arguments of timm's constructors that an option of ours stands for, or that fetch or wrap what we don't measure.
 RESERVED = {
     "img_size": "--image-size",
@@ -42,7 +35,7 @@ RESERVED = {
     "cache_dir": "",
 }
 #: What constructors and filters raise at arguments and weights that they weren't written for.
-FOREIGN = (TypeError, ValueError, AssertionError, LookupError, RuntimeError, AttributeError, OSError)
+FOREIGN = (TypeError, ValueError, AssertionError, LookupError, RuntimeError, AttributeError, OSError, ArithmeticError)
 #: Near names that an error lists.
 NEAR = 4
 
@@ -51,6 +44,7 @@ class TimmScheme(Scheme):
     """timm's registry of models."""
 
     name = "timm"
+    decided_by = ("torch", "timm")
 
     def names(self, pattern: str) -> tuple[str, ...]:
         """Return timm's names that match a shell pattern, pretrained tags left out."""
@@ -61,53 +55,77 @@ class TimmScheme(Scheme):
 
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Find the architecture and the weights; the network is built without memory to count its values."""
-        versions = optional.require("torch", "timm")
-        _check(options)
-        config = _config(name)
-        weights, digest = _weights(name, config, options)
-        recipe = head.preprocess_of(config, options)
-        classes = _classes(name, config, options)
-        task = "embedding" if options.embedding or classes == 0 else "logits"
-        if task == "embedding" and options.labels is not None:
-            raise UsageError(f"--labels {options.labels}: {name} answers with features, which have no class names")
-        settings = {"classes": classes, "arguments": dict(options.model_args), "image_size": options.image_size}
-        import torch
-
-        with torch.device("meta"):
-            module = _headless(_build(name, options, classes), task, classes)
-        return Original(
-            id=name.partition(".")[0],
-            scheme=self.name,
-            name=name,
-            options=dataclasses.replace(options, num_classes=classes),
-            weights_file=weights,
-            family=family_of(name).name,
-            task=task,
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
-            weights_sha256=digest,
-            spec_sha256=serde.digest([name, settings, versions, options.checkpoint_key]),
-            preprocess=recipe,
-            labels=head.labels_of(options, classes) if task == "logits" else (),
-            images=None,
-        )
+        optional.require("torch", "timm")
+        check(options)
+        config = config_of(name)
+        return describe(name, config, given_weights(options) or _pretrained(name, config), options)
 
     def open(self, original: Original) -> nn.Module:
         """Build the network and load its weights."""
-        optional.require("torch", "timm", "safetensors")
-        options, classes = original.options, original.options.num_classes or 0
-        with random_weights.seeded():
-            module = _build(original.name, options, classes)
-        if options.random_weights:
-            random_weights.settle(module, head.sample_images(original.preprocess))
-        else:
-            path = Path(original.weights_file)
-            if not path.is_file() or sha256_of(path) != original.weights_sha256:
-                raise BadInputError(f"{path} is missing or has changed since it was resolved")
-            _load(module, read_checkpoint(path, options.checkpoint_key), path)
-        return _headless(module, original.task, classes).eval()
+        return open_network(original.name, original)
 
 
-def _check(options: SourceOptions) -> None:
+def describe(name: str, config: dict[str, Any], weights: tuple[str, str], options: SourceOptions) -> Original:
+    """Describe a network that timm builds.
+
+    Args:
+        name: Of the architecture, as timm knows it.
+        config: Its pretrained configuration.
+        weights: File of its weights ("" for random ones), and their hash.
+        options: How it is opened.
+
+    Raises:
+        UsageError: Options that don't fit it.
+        BadInputError: A checkpoint that can't be read.
+    """
+    versions = optional.require("torch", "timm")
+    recipe = head.preprocess_of(config, options)
+    classes = _classes(name, config, options)
+    task = "embedding" if options.embedding or classes == 0 else "logits"
+    if task == "embedding" and options.labels is not None:
+        raise UsageError(f"--labels {options.labels}: {name} answers with features, which have no class names")
+    settings = {"classes": classes, "arguments": dict(options.model_args), "image_size": options.image_size}
+    import torch
+
+    with torch.device("meta"):
+        module = _headless(_build(name, options, classes), task, classes)
+    return Original(
+        id=name.partition(".")[0],
+        scheme=TimmScheme.name,
+        name=name,
+        options=dataclasses.replace(options, num_classes=classes),
+        weights_file=weights[0],
+        family=family_of(name).name,
+        task=task,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        weights_sha256=weights[1],
+        spec_sha256=serde.digest([name, settings, versions, options.checkpoint_key]),
+        preprocess=recipe,
+        labels=head.labels_of(options, classes) if task == "logits" else (),
+        images=None,
+    )
+
+
+def open_network(name: str, original: Original) -> nn.Module:
+    """Build the network that timm knows as `name`, and load the weights of `original`.
+
+    Raises:
+        BadInputError: They are missing, changed, or of another shape than the architecture.
+    """
+    optional.require("torch", "timm", "safetensors")
+    options, classes = original.options, original.options.num_classes or 0
+    with random_weights.seeded():
+        module = _build(name, options, classes)
+    if options.random_weights:
+        random_weights.settle(module, head.sample_images(original.preprocess))
+    else:
+        check_weights(original)
+        path = Path(original.weights_file)
+        _load(module, read_checkpoint(path, options.checkpoint_key), path)
+    return _headless(module, original.task, classes).eval()
+
+
+def check(options: SourceOptions) -> None:
     """Refuse arguments that would be ignored or that would go around an option.
 
     Raises:
@@ -118,6 +136,17 @@ def _check(options: SourceOptions) -> None:
     for name in sorted(RESERVED.keys() & options.model_args.keys()):
         instead = f": say {RESERVED[name]}" if RESERVED[name] else " isn't supported"
         raise UsageError(f"--model-arg {name}{instead}")
+
+
+def check_weights(original: Original) -> None:
+    """Compare the file of an original's weights with what was resolved.
+
+    Raises:
+        BadInputError: It is missing or has changed.
+    """
+    path = Path(original.weights_file)
+    if not path.is_file() or sha256_of(path) != original.weights_sha256:
+        raise BadInputError(f"{path} is missing or has changed since it was resolved")
 
 
 def _classes(name: str, config: dict[str, Any], options: SourceOptions) -> int:
@@ -141,7 +170,7 @@ def _headless(module: nn.Module, task: str, classes: int) -> nn.Module:
     return module
 
 
-def _config(name: str) -> dict[str, Any]:
+def config_of(name: str) -> dict[str, Any]:
     """Return timm's pretrained configuration of a name.
 
     Raises:
@@ -170,30 +199,30 @@ def _config(name: str) -> dict[str, Any]:
     return dict(dataclasses.asdict(config)) if config is not None else {}
 
 
-def _weights(name: str, config: dict[str, Any], options: SourceOptions) -> tuple[str, str]:
-    """Return the file of the weights ("" for random ones) and their hash."""
+def given_weights(options: SourceOptions) -> tuple[str, str] | None:
+    """Return the file of the weights that were asked for ("" for random ones) and their hash, or None where none were.
+
+    Raises:
+        UsageError: No such file, or both were asked for.
+    """
     if options.weights is not None and options.random_weights:
         raise UsageError("--weights and --random-weights contradict one another: choose one")
     if options.random_weights:
         return "", serde.digest(["random", random_weights.SEED])
-    if options.weights is not None:
-        path = Path(options.weights)
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist (given as --weights)")
-        return str(path.resolve()), sha256_of(path)
-    path = _pretrained(name, config)
-    return str(path), sha256_of(path)
+    if options.weights is None:
+        return None
+    path = Path(options.weights)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist (given as --weights)")
+    return str(path.resolve()), sha256_of(path)
 
 
-def _pretrained(name: str, config: dict[str, Any]) -> Path:
-    """Find timm's pretrained weights in the local cache of the hub, else on the hub.
+def _pretrained(name: str, config: dict[str, Any]) -> tuple[str, str]:
+    """Find timm's pretrained weights in the local cache of the hub, else on the hub; return their file and hash.
 
     Raises:
         ResourceError: They can't be had.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
     repository, filename = config.get("hf_hub_id"), config.get("hf_hub_filename")
     hints = (
         Hint("--weights FILE", "a checkpoint of yours (.safetensors, .pth)"),
@@ -201,38 +230,16 @@ def _pretrained(name: str, config: dict[str, Any]) -> Path:
     )
     if not repository:
         raise ResourceError(f"no weights for {name}: timm has none, and no file was given", *hints)
-    candidates = (filename,) if filename else HUB_FILES
-    for candidate in candidates:
-        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return Path(cached)
-    unreachable = f"no weights for {name}: the hub can't be reached and no file was given"
-    if huggingface_hub.constants.HF_HUB_OFFLINE or not _is_reachable(huggingface_hub.constants.ENDPOINT):
-        raise ResourceError(unreachable, *hints)
-    for candidate in candidates:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, candidate))
-        except LocalEntryNotFoundError as error:  # its name says "not found", its meaning is "not reached"
-            raise ResourceError(unreachable, *hints) from error
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, OSError) as error:
-            raise ResourceError(f"{unreachable}: {_first(error)[:120]}", *hints) from error
-    raise ResourceError(f"no weights for {name}: {repository} holds none of {', '.join(candidates)}", *hints)
-
-
-def _is_reachable(endpoint: str) -> bool:
-    """Tell at once what the hub's client finds out after half a minute of trying again: whether it, or its proxy, answers."""
-    hub = urllib.parse.urlparse(endpoint)
-    proxies = {} if urllib.request.proxy_bypass(hub.hostname or "") else urllib.request.getproxies()
-    address = proxies.get(hub.scheme) or proxies.get("all") or endpoint
-    host = urllib.parse.urlparse(address if "//" in address else f"//{address}")
+    candidates = (filename,) if filename else hub.WEIGHTS
     try:
-        port = host.port or (80 if host.scheme == "http" else 443)
-        socket.create_connection((host.hostname or "", port), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError):
-        return False
-    return True
+        path = hub.fetch(repository, candidates)
+    except ConnectionError as error:
+        said = f": {first_line(error)[:120]}" if str(error) else ""
+        unreachable = f"no weights for {name}: the hub can't be reached and no file was given{said}"
+        raise ResourceError(unreachable, *hints) from error
+    if path is None:
+        raise ResourceError(f"no weights for {name}: {repository} holds none of {', '.join(candidates)}", *hints)
+    return str(path), sha256_of(path)
 
 
 def _build(name: str, options: SourceOptions, classes: int) -> nn.Module:
@@ -253,11 +260,12 @@ def _build(name: str, options: SourceOptions, classes: int) -> nn.Module:
                 raise
             module = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
     except FOREIGN as error:
-        raise UsageError(f"timm can't build {name} with {sized}: {_first(error)}") from error
+        told = {key: value for key, value in sized.items() if key != "pretrained_cfg"}
+        raise UsageError(f"timm can't build {name} with {told}: {first_line(error)}") from error
     return module
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of a message, or the error's kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Small trained models that ship with the package. Resolving one reads a JSON card and no heavy library."""
+"""Small trained models that ship with the package. Resolving one reads a JSON card and no heavy library, features apart."""
 
 from __future__ import annotations
 
@@ -96,11 +96,18 @@ class TinyScheme(Scheme):
         """Return the names that match a shell pattern."""
         return tuple(name for name in tiny_names() if fnmatch(name, pattern))
 
+    def claims(self, text: str) -> bool:
+        """Tell whether it is the name of a model that ships."""
+        return text in tiny_names()
+
     def resolve(self, name: str, options: SourceOptions) -> Original:
-        """Read a card. These models take no options: they are what they are."""
-        if options.given:
-            raise UsageError(f"{name} ships trained: it takes no {', '.join(sorted(options.given))}")
+        """Read a card. These models take one option, `embedding`: beyond that they are what they are."""
+        refused = sorted(options.given.keys() - {"embedding"})
+        if refused:
+            raise UsageError(f"{name} ships trained: it takes no {', '.join(refused)}")
         card = tiny_card(name)
+        task = "embedding" if options.embedding else card.task
+        parameters = _features(card) if task == "embedding" else card.parameters
         return Original(
             id=card.id,
             scheme=self.name,
@@ -108,13 +115,13 @@ class TinyScheme(Scheme):
             options=options,
             weights_file="",
             family=card.family,
-            task=card.task,
-            parameters=card.parameters,
+            task=task,
+            parameters=parameters,
             weights_sha256=card.weights_sha256,
             spec_sha256=serde.digest([card.module, card.kwargs]),
             preprocess=card.preprocess,
-            labels=card.labels,
-            images=card.top1.set,
+            labels=card.labels if task == "logits" else (),
+            images=card.top1.set if task == "logits" else None,
         )
 
     def open(self, original: Original) -> nn.Module:
@@ -130,13 +137,41 @@ class TinyScheme(Scheme):
         found = sha256_of(path)
         if found != original.weights_sha256:
             raise BadInputError(f"{path} has SHA-256 {found[:12]}…; its card says {original.weights_sha256[:12]}…")
-        module_name, _, attribute = card.module.partition(":")
-        module: nn.Module = getattr(importlib.import_module(module_name), attribute)(**card.kwargs)
+        module = _build(card)
         try:
             module.load_state_dict(load_file(path), strict=True)
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise BadInputError(f"{path} doesn't fit {card.module}: {str(error).splitlines()[0]}") from error
-        return module.eval()
+        return (_headless(module, card) if original.task == "embedding" else module).eval()
+
+
+def _build(card: TinyCard) -> nn.Module:
+    module_name, _, attribute = card.module.partition(":")
+    module: nn.Module = getattr(importlib.import_module(module_name), attribute)(**card.kwargs)
+    return module
+
+
+def _headless(module: nn.Module, card: TinyCard) -> nn.Module:
+    """Take the classifier off, as timm's networks do it themselves.
+
+    Raises:
+        UsageError: The network can't.
+    """
+    reset = getattr(module, "reset_classifier", None)
+    if reset is None:
+        raise UsageError(f"--embedding: {card.id} answers with logits only, {card.module} can't leave its head off")
+    reset(0)
+    return module
+
+
+def _features(card: TinyCard) -> int:
+    """Return how many trained values are left without the head; the network is built without memory to count them."""
+    require("torch", "timm")
+    import torch
+
+    with torch.device("meta"):
+        module = _headless(_build(card), card)
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 SCHEME = TinyScheme()

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 from deploykit import serde
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models.original import Original, SourceOptions
-from deploykit.models.scheme import get_scheme, scheme_names
+from deploykit.models.scheme import Scheme, get_scheme, scheme_names
+from deploykit.runtime.backends.base import Session, get_backend
 
 if TYPE_CHECKING:
     from torch import nn
 
-#: Where a name without a scheme is looked for: what ships with the package, then timm.
-SHIPPED, USUAL = "tiny", "timm"
+#: Where a name is looked for that has no scheme and that none claims.
+USUAL = "timm"
 
 
 def resolve(source: str, options: SourceOptions | None = None) -> Original:
     """Find out what `source` names, without opening it.
 
     Args:
-        source: "SCHEME:NAME", or a name that ships with the package or that timm knows.
+        source: "SCHEME:NAME", or a file, a folder, or a name that ships with the package or that timm knows.
         options: Weights, head, preprocessing.
 
     Raises:
@@ -29,12 +30,23 @@ def resolve(source: str, options: SourceOptions | None = None) -> Original:
         BadInputError: The model's card or weights are damaged.
         MissingComponentError: A library that it needs is not installed.
     """
+    scheme, name = scheme_of(source)
+    return scheme.resolve(name, options or SourceOptions())
+
+
+def scheme_of(source: str) -> tuple[Scheme, str]:
+    """Return the scheme that a source text is meant for, and the name within it.
+
+    Raises:
+        UsageError: It names a scheme that there is not.
+    """
     scheme, colon, name = source.partition(":")
     if not colon:
-        scheme, name = (SHIPPED, source) if get_scheme(SHIPPED).names(source) == (source,) else (USUAL, source)
-    elif scheme not in scheme_names():
+        claiming = (known for known in map(get_scheme, scheme_names()) if known.claims(source))
+        return next(claiming, None) or get_scheme(USUAL), source
+    if scheme not in scheme_names():
         raise UsageError(f"{source!r}: there is no scheme {scheme!r}; there are: {', '.join(scheme_names())}")
-    return get_scheme(scheme).resolve(name, options or SourceOptions())
+    return get_scheme(scheme), name
 
 
 def open_module(original: Original) -> nn.Module:
@@ -48,6 +60,27 @@ def open_module(original: Original) -> nn.Module:
         BadInputError: The weights are missing, changed, or of another shape than the architecture.
     """
     return get_scheme(original.scheme).open(original)
+
+
+def check(original: Original) -> None:
+    """Check, before anything opens it, that an original's files are still what was resolved.
+
+    Raises:
+        BadInputError: They are missing or changed.
+    """
+    get_scheme(original.scheme).check(original)
+
+
+def open_original(original: Original) -> Session:
+    """Open an original as it is, to ask it for its own answers.
+
+    Raises:
+        MissingComponentError: What runs it is not installed.
+        BadInputError: Its weights are missing or changed.
+    """
+    check(original)
+    model, run = original.reference
+    return get_backend(run.backend).open(model, run)
 
 
 def located(locator: str) -> Original:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class TorchSession(Session):
 
     def _close(self) -> None:
         self._module = None
+        gc.collect()  # modules refer to themselves, and another copy of the weights may come next
 
 
 class TorchBackend(Backend):

@@ -28,7 +28,7 @@ def numeric_gate(
         value: What was measured over `n` golden inputs.
         bound: Most, or least where `higher_is_better`.
         higher_is_better: Which side of `bound` passes.
-        reference: What was compared with: "pytorch" or "hub".
+        reference: What was compared with: "original" or "hub".
         n: Inputs behind `value`; with none the gate fails.
     """
     reached = value >= bound if higher_is_better else value <= bound
@@ -137,7 +137,7 @@ def _sampled(
     return GateResult(
         kind=GateKind.DRIFT,
         metric=metric,
-        reference="pytorch",
+        reference="original",
         value=value,
         lower=lower,
         upper=upper,

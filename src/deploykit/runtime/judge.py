@@ -16,7 +16,7 @@ from deploykit.runtime import drift, gate
 from deploykit.runtime.backends.base import Session, Tensor
 from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict
 
-PYTORCH, HUB = "pytorch", "hub"
+ORIGINAL, HUB = "original", "hub"
 #: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
 AXIS_SIZES = (1, 3, 5, 8)
 CHUNK = 16
@@ -32,7 +32,7 @@ class Golden:
 
     Attributes:
         inputs: float32 inputs.
-        references: Outputs of "pytorch", and of "hub" (the simplified fp32 ONNX in ONNX Runtime) where known.
+        references: Outputs of "original", and of "hub" (the simplified fp32 ONNX in ONNX Runtime) where known.
     """
 
     inputs: Tensors
@@ -209,7 +209,7 @@ def _numeric_gates(
         "cosine": (drift.cosine_min(expected, found), budget.cosine, True),
     }
     for metric, (value, bound, higher) in measured.items():
-        metrics[metric if reference == PYTORCH else f"{metric}_from_{reference}"] = value
+        metrics[metric if reference == ORIGINAL else f"{metric}_from_{reference}"] = value
         if bound is not None:
             yield gate.numeric_gate(metric, value, bound, higher_is_better=higher, reference=reference, n=n)
 
@@ -301,7 +301,7 @@ def _judge_task(
                 counts.untied_flips,
                 budget.untied_flips,
                 higher_is_better=False,
-                reference=PYTORCH,
+                reference=ORIGINAL,
                 n=counts.n,
             )
         )

@@ -90,7 +90,7 @@ class Candidate:
     """What is timed.
 
     Attributes:
-        name: Artifact name, or "pytorch" for the original.
+        name: Artifact name, or "original" for the original.
         model: As for `Backend.open`.
         run: How it is run.
     """
@@ -123,7 +123,7 @@ def measure(
     feeds_for: Callable[[tuple[TensorSpec, ...]], Feeds],
     options: BenchOptions,
     *,
-    baseline: str | None = "pytorch",
+    baseline: str | None = "original",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Time the candidates side by side.

@@ -19,7 +19,7 @@ from deploykit.export import plan as plans
 from deploykit.export.cache import Made
 from deploykit.export.pipeline import record_of
 from deploykit.export.stage import Item, Plan
-from deploykit.export.target import get_target
+from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
@@ -78,14 +78,22 @@ class Assembly:
                 target=target.name,
                 inputs=onnx_files.specs(graph.input, axes),
                 outputs=onnx_files.specs(graph.output, axes),
-                files=self.put(stem, {ending: self.items[name].path(f"{stem}{ending}") for ending in target.endings}),
+                files=self.artifact_files(self.items[name], stem, target),
                 parent=self.items[plans.HUB].digest,
                 runs=target.runs[cell.precision],
             )
 
+    def artifact_files(self, item: Item, stem: str, target: Target) -> tuple[FileRecord, ...]:
+        """Name an artifact's files: those that share its stem, then those that they refer to by name."""
+        stemmed = {ending: item.path(f"{stem}{ending}") for ending in target.endings}
+        named = [record.path for record in item.files if item.root / record.path not in stemmed.values()]
+        placed = [self.writer.place_named(name, item.path(name)) for name in named]
+        self.placements.extend(placed)
+        return (*self.put(stem, stemmed), *(placement.record for placement in placed))
+
     def golden(self) -> GoldenRecord:
         """Name the golden tensors."""
-        made = {"inputs": plans.GOLDEN, judge.PYTORCH: plans.GOLDEN_OUTPUTS, judge.HUB: plans.HUB_OUTPUTS}
+        made = {"inputs": plans.GOLDEN, judge.ORIGINAL: plans.GOLDEN_OUTPUTS, judge.HUB: plans.HUB_OUTPUTS}
         records = {
             role: self.put(f"golden/{role}", {".npz": self.items[node].path(reference.TENSORS)})[0]
             for role, node in made.items()

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit import optional
-from deploykit.artifact import RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.errors import Hint, MissingComponentError
+from deploykit.models import sources
+from deploykit.models.original import FORMS
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
@@ -69,12 +70,13 @@ def bench(
     timings = time_beside_original(manifest.source.locator, candidates, golden, options, progress)
     if budget.min_speedup is not None and all(timing.speedup is None for timing in timings):
         raise MissingComponentError(
-            "a speed-up needs the PyTorch original beside it", Hint("pip install 'deploykit[export]'")
+            "a speed-up needs the original beside it, and what runs it is not installed",
+            Hint("pip install 'deploykit[export]'"),
         )
     gates = [
         gate
         for timing in timings
-        if timing.candidate != judge.PYTORCH
+        if timing.candidate != judge.ORIGINAL
         for gate in (
             speed_gate(timing, budget.min_speedup) if budget.min_speedup is not None else None,
             ceiling_gate(timing, budget.max_ms) if budget.max_ms is not None else None,
@@ -91,13 +93,15 @@ def time_beside_original(
     options: BenchOptions,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Timing, ...]:
-    """Time candidates, and the original with them where PyTorch is installed."""
-    torch = optional.installed(("torch", "timm"))
-    original = [Candidate(judge.PYTORCH, locator, RunConfig("torch", precision="f32"))] if len(torch) > 1 else []
+    """Time candidates, and the original with them where what runs it is installed."""
+    original = sources.located(locator)
+    libraries = FORMS[original.form].libraries
+    is_here = len(optional.installed(libraries)) == len(libraries)
+    baseline = [Candidate(judge.ORIGINAL, *original.reference)] if is_here else []
     return measure(
-        [*original, *candidates],
+        [*baseline, *candidates],
         lambda specs: judge.feeds_of(specs, golden, options.batch or 1),
         options,
-        baseline=judge.PYTORCH,
+        baseline=judge.ORIGINAL,
         progress=progress,
     )

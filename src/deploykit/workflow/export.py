@@ -25,6 +25,7 @@ from deploykit.runtime import judge
 from deploykit.verdict import Report
 from deploykit.workflow import measure
 from deploykit.workflow.assemble import Story, assemble
+from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 
 BENCH = "bench"
@@ -65,7 +66,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         MissingComponentError: A library that the plan needs is not installed.
         ResourceError: Too little free disk.
     """
-    original = sources.resolve(model, options.source)
+    original = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
     request = plan.Request(
         cells=tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells)),
         batch=options.batch,
@@ -156,7 +157,7 @@ def _with_measurements(original: Original, request: plan.Request, options: Expor
         inputs = {
             "artifact": name,
             "golden": plan.GOLDEN,
-            judge.PYTORCH: plan.GOLDEN_OUTPUTS,
+            judge.ORIGINAL: plan.GOLDEN_OUTPUTS,
             judge.HUB: plan.HUB_OUTPUTS,
         }
         if request.evaluation is not None:
@@ -175,7 +176,7 @@ def _with_measurements(original: Original, request: plan.Request, options: Expor
             "golden": plan.GOLDEN,
             **{name: name for name, _, _ in candidates},
         }
-        nodes.append(Node(BENCH, measure.time_stage(tuple(candidates)), timing, stage_inputs))
+        nodes.append(Node(BENCH, measure.time_stage(original, tuple(candidates)), timing, stage_inputs))
     return Plan(made.given, tuple(nodes))
 
 

@@ -15,6 +15,7 @@ from deploykit.bundle import load_tensors
 from deploykit.export.reference import ANSWERS, CROPS, TENSORS
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.manifest import Machine
+from deploykit.models.original import FORMS, Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.drift import Answers
@@ -51,7 +52,7 @@ class JudgeOptions:
 
 
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
-    references = {name: load_tensors(inputs[name].path(TENSORS)) for name in (judge.PYTORCH, judge.HUB)}
+    references = {name: load_tensors(inputs[name].path(TENSORS)) for name in (judge.ORIGINAL, judge.HUB)}
     evaluation = None
     if "images" in inputs:
         answers = Answers(**load_tensors(inputs["answers"].path(ANSWERS)))
@@ -72,7 +73,7 @@ def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts
     return {"verdict": found.verdict.value}
 
 
-_NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.PYTORCH: "tensors", judge.HUB: "tensors"}
+_NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.ORIGINAL: "tensors", judge.HUB: "tensors"}
 
 
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
@@ -106,10 +107,12 @@ def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
     return {"candidates": len(timings)}
 
 
-def time_stage(candidates: tuple[tuple[str, str, RunConfig], ...]) -> Stage[TimeOptions]:
+def time_stage(original: Original, candidates: tuple[tuple[str, str, RunConfig], ...]) -> Stage[TimeOptions]:
     """Return the stage that times these candidates beside the original."""
     takes = {"original": "original", "golden": "tensors", **{name: "artifact" for name, _, _ in candidates}}
-    modules = sorted({get_backend(run.backend).module for _, _, run in candidates} | {"torch", "timm"})
+    modules = sorted(
+        {get_backend(run.backend).module for _, _, run in candidates} | set(FORMS[original.form].libraries)
+    )
     return Stage("bench", 1, takes, "timings", tuple(modules), _time)
 
 

@@ -18,7 +18,7 @@ GOLDEN_IMAGES = "rendered:calib"
 
 def golden_size(recipe: Preprocess) -> int:
     """Return how many pixels wide golden images are rendered: enough that none is enlarged for the model."""
-    return max(NATIVE_SIZE, recipe.resized_short_side)
+    return max(NATIVE_SIZE, *recipe.resized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ExportOptions:
         out: The bundle's folder; None is `deploy/<model>`.
         batch: Rows of the input.
         dynamic: Axes of the input that stay open, such as "batch"; each is verified at three sizes off the traced one.
-        data: Folder of labelled images, one folder per class, for the task gates; None takes the model's own set.
+        data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
@@ -60,7 +60,7 @@ class VerifyOptions:
 
     Attributes:
         reference: Source of the original, for a bare artifact.
-        data: Folder of labelled images, one folder per class; needs PyTorch for the original's answers.
+        data: Labelled images, a folder per class or a CSV; needs PyTorch for the original's answers.
         eval_size: How many images of the model's own set a bare artifact is judged on.
         source: How the original of a bare artifact is opened.
     """

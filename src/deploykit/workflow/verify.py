@@ -13,10 +13,10 @@ from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
-from deploykit.errors import Hint, MissingComponentError, UsageError
+from deploykit.errors import BadInputError, Hint, MissingComponentError, UsageError
 from deploykit.models import sources
 from deploykit.models.family import get_family
-from deploykit.models.original import INPUT_NAME, Original
+from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.drift import Answers
@@ -93,7 +93,7 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
         return None, ""
     try:
         crops = _crops(record.images, record.count, manifest.labels, manifest.preprocess)
-    except (MissingComponentError, UsageError) as error:
+    except (MissingComponentError, UsageError, BadInputError) as error:
         return None, error.message
     if hashlib.sha256(crops.tobytes()).hexdigest() != record.crops_sha256:
         return None, f"{record.images} is prepared to other pixels here than where the bundle was made"
@@ -109,7 +109,7 @@ def _live_evaluation(original: Original, images: str, count: int | None) -> judg
     """Prepare images and let the original answer them."""
     chosen = open_imageset(images, original.labels, count)
     crops = prepare_crops(chosen, original.preprocess)
-    with get_backend("torch").open(original.locator, RunConfig("torch", precision="f32")) as session:
+    with sources.open_original(original) as session:
         logits = judge.logits_of(session, crops, original.preprocess)
     answers = Answers.of(logits, np.asarray(chosen.labels, np.int64))
     return judge.Evaluation(crops, answers, original.preprocess)
@@ -121,9 +121,9 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     backend = backend_for(path.name)
     golden_images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, golden_size(original.preprocess))
     crops = prepare_crops(golden_images, original.preprocess)
-    inputs = {INPUT_NAME: normalize(crops, original.preprocess)}
-    with get_backend("torch").open(original.locator, RunConfig("torch", precision="f32")) as session:
-        golden = judge.Golden(inputs, {judge.PYTORCH: judge.run_rows(session, inputs)})
+    inputs = {original.input_name: normalize(crops, original.preprocess)}
+    with sources.open_original(original) as session:
+        golden = judge.Golden(inputs, {judge.ORIGINAL: judge.run_rows(session, inputs)})
     images = options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)

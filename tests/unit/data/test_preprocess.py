@@ -4,22 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from deploykit.artifact import Preprocess
-from deploykit.data.preprocess import crop, normalize, prepare
-from deploykit.errors import UsageError
+from deploykit.data.preprocess import CROP_MODES, crop, normalize, prepare
+from deploykit.errors import BadInputError, UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [(64, 64), (101, 77), (77, 101), (57, 200), (201, 58), (32, 33), (37, 37), (41, 37)]
 SMALL = [(20, 31), (9, 9), (31, 7), (1, 1), (1, 5)]
 
 
-def recipe(side: int = 37, interpolation: str = "bicubic", share: float = 0.875) -> Preprocess:
-    return Preprocess((3, side, side), interpolation, share, "center", MEAN, STD)
+def recipe(side: int = 37, interpolation: str = "bicubic", share: float = 0.875, mode: str = "center") -> Preprocess:
+    return Preprocess((3, side, side), interpolation, share, mode, MEAN, STD)
 
 
 def picture(height: int, width: int) -> NDArray[np.uint8]:
@@ -63,13 +63,33 @@ def test_inputs_are_bit_for_bit_those_of_the_test_transform(
     st.integers(8, 40),
     st.sampled_from([0.8, 0.875, 0.9, 0.95, 0.96, 1.0]),
     st.sampled_from(["bicubic", "bilinear"]),
+    st.sampled_from(sorted(CROP_MODES)),
 )
 def test_any_size_equals_the_test_transform(
-    height: int, width: int, side: int, share: float, interpolation: str
+    height: int, width: int, side: int, share: float, interpolation: str, mode: str
 ) -> None:
-    how = recipe(side, interpolation, share)
+    assume(mode != "border" or max(height, width) < side * min(height, width))  # else nothing is left to resize
+    how = recipe(side, interpolation, share, mode)
     image = picture(height, width)
     assert np.array_equal(prepare([image], how)[0], by_timm(image, how))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(8, 40), st.sampled_from(sorted(CROP_MODES))
+)
+def test_inputs_that_are_not_square_equal_the_test_transform(
+    height: int, width: int, tall: int, wide: int, mode: str
+) -> None:
+    assume(mode != "border" or max(height, width) < min(tall, wide) * min(height, width))
+    how = Preprocess((3, tall, wide), "bicubic", 0.9, mode, MEAN, STD)
+    image = picture(height, width)
+    assert np.array_equal(prepare([image], how)[0], by_timm(image, how))
+
+
+def test_an_image_of_which_nothing_would_be_left_is_refused() -> None:
+    with pytest.raises(BadInputError, match="1x200 pixels are too narrow: resized to 0x9"):
+        crop(picture(200, 1), recipe(8, mode="border"))
 
 
 def test_the_crop_is_uint8_and_centred() -> None:
@@ -82,19 +102,12 @@ def test_the_crop_is_uint8_and_centred() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interpolation", "mode"), [("random", "center"), ("box", "center"), ("", "center"), ("bicubic", "border")]
+    ("interpolation", "mode"), [("random", "center"), ("box", "center"), ("", "center"), ("bicubic", "stretch")]
 )
 def test_an_unknown_recipe_is_refused_by_name(interpolation: str, mode: str) -> None:
     how = dataclasses.replace(recipe(), interpolation=interpolation, crop_mode=mode)
     with pytest.raises(UsageError, match=f"unknown preprocessing {interpolation!r} / {mode!r}"):
         crop(picture(40, 40), how)
-
-
-def test_a_recipe_that_is_not_square_is_refused() -> None:
-    """For those the test transform resizes otherwise, so that a crop of ours would silently be another one."""
-    how = dataclasses.replace(recipe(), input_size=(3, 32, 48))
-    with pytest.raises(UsageError, match="32"):
-        crop(picture(90, 90), how)
 
 
 @given(st.lists(st.integers(0, 255), min_size=12, max_size=12))
@@ -112,3 +125,10 @@ def test_several_images_of_different_size_become_one_batch() -> None:
     found = prepare(images, recipe(32))
     for index, image in enumerate(images):
         assert np.array_equal(found[index], prepare([image], recipe(32))[0])
+
+
+def test_an_image_too_narrow_to_resize_is_refused_before_it_is_tried() -> None:
+    """One pixel by a million would be resized to 73 by 73 million."""
+    for shape in ((1_000_000, 1, 3), (1, 1_000_000, 3)):
+        with pytest.raises(BadInputError, match=rf"{shape[1]}x{shape[0]} pixels are too narrow"):
+            crop(np.zeros(shape, np.uint8), recipe(64))

@@ -342,6 +342,14 @@ def test_a_wrong_key_is_refused_with_those_there_are(tmp_path: Path, key: str) -
         read_checkpoint(tmp_path / "weights.safetensors", key)
 
 
+def test_an_averaged_models_own_state_is_read(tmp_path: Path) -> None:
+    network = torch.nn.Linear(3, 2)
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    averaged.update_parameters(network)
+    path = _save(tmp_path / "ema.pth", {"state_dict": averaged.state_dict()})
+    assert _same(read_checkpoint(path), dict(network.state_dict()))
+
+
 @given(prefixes=st.lists(st.sampled_from(PREFIXES), max_size=4))
 @SAVED
 def test_prefixes_of_wrappers_are_removed_however_nested(tmp_path: Path, prefixes: list[str]) -> None:

@@ -149,7 +149,7 @@ def test_preprocessing_that_cannot_be_done_is_refused(options: dict[str, Any], m
         _recipe(**options)
 
 
-@pytest.mark.parametrize("mode", ["squash", "border"])
+@pytest.mark.parametrize("mode", ["stretch", "Center"])
 def test_a_crop_mode_of_a_model_that_is_not_known_is_refused(mode: str) -> None:
     with pytest.raises(UsageError, match=f"crop mode '{mode}' isn't supported"):
         _recipe({"crop_mode": mode})

@@ -70,6 +70,15 @@ def test_the_generator_is_given_back_after_an_error() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_head_of_zeros_is_drawn_anew(images: torch.Tensor) -> None:
+    classifier = torch.nn.Linear(3, 5)
+    torch.nn.init.zeros_(classifier.weight)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), classifier)
+    settle(net, images)
+    answers = _answers(net, images)
+    assert float(answers.std(dim=0).min()) > 0
+
+
 def test_the_same_weights_come_whatever_was_drawn_before(images: torch.Tensor) -> None:
     hashes = set()
     for seed in (1, 2):
@@ -196,4 +205,4 @@ def test_a_network_without_norms_or_scales_is_left(images: torch.Tensor) -> None
     settle(net, images)
     assert _state_hash(net) == before
     assert not net.training
-    assert random_weights.SEED == 20_261_123, "another seed makes another model of every bundle with random weights"
+    assert random_weights.SEED == 20_261_125, "another seed makes another model of every bundle with random weights"

@@ -116,7 +116,7 @@ def rows_see_each_other(nodes: list[Node], constants: dict[str, NDArray[Any]]) -
 
 
 def brief(budget: Budget = STRICT, **changes: Any) -> Brief:
-    golden = Golden({"input": INPUTS}, {judge.PYTORCH: {"logits": reference(INPUTS)}})
+    golden = Golden({"input": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)}})
     return dataclasses.replace(Brief(golden, {"f32": budget}), **changes)
 
 
@@ -145,7 +145,7 @@ def test_a_faithful_model_passes_whatever_its_batch(tmp_path: Path, batch: int |
 def test_drift_from_the_hub_is_measured_beside_that_from_the_original(tmp_path: Path) -> None:
     logits = reference(INPUTS)
     golden = Golden(
-        {"input": INPUTS}, {judge.PYTORCH: {"logits": logits}, judge.HUB: {"logits": logits * np.float32(2)}}
+        {"input": INPUTS}, {judge.ORIGINAL: {"logits": logits}, judge.HUB: {"logits": logits * np.float32(2)}}
     )
     found = judged(save(tmp_path / "m.onnx", batch=1), brief(golden=golden))
     assert {gate.reference for gate in found.gates if gate.verdict is Verdict.FAIL} == {judge.HUB}
@@ -190,13 +190,13 @@ def test_an_output_of_another_name_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("golden", "words"),
     [
-        (Golden({"pixels": INPUTS}, {judge.PYTORCH: {"logits": reference(INPUTS)}}), "takes inputs"),
-        (Golden({"input": INPUTS.astype(np.float64)}, {judge.PYTORCH: {"logits": reference(INPUTS)}}), "float32"),
-        (Golden({"input": INPUTS}, {judge.PYTORCH: {"logits": reference(INPUTS)[:-1]}}), "shapes differ"),
-        (Golden({"input": INPUTS[:0]}, {judge.PYTORCH: {"logits": reference(INPUTS[:0])}}), ""),
-        (Golden({}, {judge.PYTORCH: {"logits": reference(INPUTS)}}), ""),
+        (Golden({"pixels": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), "takes inputs"),
+        (Golden({"input": INPUTS.astype(np.float64)}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), "float32"),
+        (Golden({"input": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)[:-1]}}), "shapes differ"),
+        (Golden({"input": INPUTS[:0]}, {judge.ORIGINAL: {"logits": reference(INPUTS[:0])}}), ""),
+        (Golden({}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), ""),
         (Golden({"input": INPUTS}, {}), ""),
-        (Golden({"input": INPUTS}, {judge.PYTORCH: {}}), ""),
+        (Golden({"input": INPUTS}, {judge.ORIGINAL: {}}), ""),
     ],
     ids=["input name", "dtype", "rows", "no rows", "no inputs", "no references", "no outputs"],
 )
@@ -226,7 +226,7 @@ def test_a_dynamic_batch_runs_at_sizes_that_were_not_traced(tmp_path: Path, trac
 
 @pytest.mark.parametrize("rows", [TRACED, ROWS])
 def test_a_batch_baked_into_a_reshape_is_told_by_its_axis(tmp_path: Path, rows: int) -> None:
-    golden = Golden({"input": INPUTS[:rows]}, {judge.PYTORCH: {"logits": reference(INPUTS[:rows])}})
+    golden = Golden({"input": INPUTS[:rows]}, {judge.ORIGINAL: {"logits": reference(INPUTS[:rows])}})
     found = judged(save(tmp_path / "m.onnx", add=baked), brief(golden=golden, axes={"batch": TRACED}))
     failed = [gate for gate in found.gates if gate.verdict is Verdict.FAIL]
     assert {gate.metric for gate in failed} >= {"batch=1", "batch=3", "batch=5", "batch=8"}

@@ -148,7 +148,7 @@ def chain(folder: Path, length: int) -> str:
 
 def test_ten_times_the_work_is_slower(tmp_path: Path) -> None:
     short, long = chain(tmp_path, 4), chain(tmp_path, 40)
-    candidates = [Candidate("pytorch", short, RUN), Candidate("long", long, RUN), Candidate("same", short, RUN)]
+    candidates = [Candidate("original", short, RUN), Candidate("long", long, RUN), Candidate("same", short, RUN)]
     seen: list[tuple[int, int]] = []
     base, slow, same = measure(
         candidates,
@@ -156,7 +156,7 @@ def test_ten_times_the_work_is_slower(tmp_path: Path) -> None:
         QUICK,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert [item.candidate for item in (base, slow, same)] == ["pytorch", "long", "same"]
+    assert [item.candidate for item in (base, slow, same)] == ["original", "long", "same"]
     assert base.speedup is None
     assert slow.speedup is not None
     assert slow.speedup.upper < 1
@@ -194,7 +194,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
     for candidates, baseline, words in (
         ([], None, "distinct names"),
         ([one, one], "one", "distinct names"),
-        ([one], "pytorch", "baseline 'pytorch' is none of"),
+        ([one], "original", "baseline 'original' is none of"),
     ):
         with pytest.raises(UsageError, match=words):
             measure(candidates, feeds, QUICK, baseline=baseline)

@@ -1,21 +1,38 @@
-"""ONNX Runtime as a target: the hub graph itself, with labels and preprocessing inside."""
+"""ONNX Runtime as a target: the hub graph itself, with labels and preprocessing inside.
+
+One file where a protobuf can hold it; else the weights lie beside it, in one file that is called after its content, so that
+the graph's reference to it holds under whatever name the graph itself is placed.
+"""
 
 from __future__ import annotations
 
-from deploykit.artifact import RunConfig
+import shutil
+
+from deploykit.artifact import RunConfig, sha256_of
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
 
 SUFFIX = ".onnx"
+#: Weights of more bytes than this lie beside the graph: a protobuf ends at 2 GiB, and is built in memory twice over.
+MOST_INSIDE = 3 << 29
 
 
 def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
-    model = onnx_files.load(inputs["graph"].path(onnx_files.MODEL))
+    source = inputs["graph"].path(onnx_files.MODEL)
+    model = onnx_files.load(source)
+    weights = onnx_files.weight_bytes(model)
+    if weights > MOST_INSIDE:
+        data = inputs["graph"].path(onnx_files.WEIGHTS)
+        name = f"{options.stem}.{sha256_of(data)[:8]}.data"
+        shutil.copyfile(data, workspace.folder / name)
+        onnx_files.refer(model, name)
+    else:
+        model = onnx_files.load_whole(source)
     onnx_files.embed(model, texts(options))
     onnx_files.save(model, workspace.folder / f"{options.stem}{SUFFIX}")
-    return {"nodes": len(model.graph.node)}
+    return {"nodes": len(model.graph.node), "weight_bytes": weights}
 
 
 TARGET = Target(
@@ -25,7 +42,7 @@ TARGET = Target(
     endings=(SUFFIX,),
     stage=Stage(
         name="package-onnx",
-        version=1,
+        version=2,
         takes={"graph": "graph"},
         makes="artifact",
         libraries=("onnx",),

@@ -34,13 +34,14 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
     """
     model, names = short_names([judgement.artifact for judgement in report.judgements])
     grid = _grid(f"{model} · {conditions(report)}")
-    for title in ("artifact", "size", "run as", "drift", "agreement", "ms (× torch)", "verdict"):
-        right = title in {"size", "drift", "agreement", "ms (× torch)"}
+    speed = f"ms (× {_baseline(report)})"
+    for title in ("artifact", "size", "run as", "drift", "agreement", speed, "verdict"):
+        right = title in {"size", "drift", "agreement", speed}
         grid.add_column(title, justify="right" if right else "left", no_wrap=True)
     timings = {_key(timing.candidate, timing.run): timing for timing in report.timings}
     for timing in report.timings:
         if timing.speedup is None:
-            grid.add_row(timing.candidate, "", "torch cpu f32", "", "", latency_text(timing), "")
+            grid.add_row(timing.candidate, "", _short_run(timing.run), "", "", latency_text(timing), "")
     previous = ""
     for judgement in report.judgements:
         is_new, previous = judgement.artifact != previous, judgement.artifact
@@ -83,12 +84,12 @@ def timing_table(report: Report) -> Table:
     grid = _grid(f"{model} · {conditions(report)}")
     grid.add_column("candidate")
     grid.add_column("run as", no_wrap=True)
-    for title in ("median ms", "p90", "p99", "n", "× torch (95 %)"):
+    for title in ("median ms", "p90", "p99", "n", f"× {_baseline(report)} (95 %)"):
         grid.add_column(title, justify="right", no_wrap=True)
     for timing in report.timings:
         ratio = timing.speedup
         speed = f"{ratio.median:.2f} ({ratio.lower:.2f}–{ratio.upper:.2f})" if ratio is not None else ""
-        run = f"{SHORT.get(timing.run.backend, timing.run.backend)} {timing.run.device} {timing.run.precision}"
+        run = _short_run(timing.run)
         run += "" if timing.run.precision == timing.ran.precision else f"={timing.ran.precision}"
         figures = (timing.median_ms, timing.p90_ms, timing.p99_ms)
         grid.add_row(
@@ -99,6 +100,16 @@ def timing_table(report: Report) -> Table:
             speed,
         )
     return grid
+
+
+def _baseline(report: Report) -> str:
+    """Return the short name of what the original runs in."""
+    backends = [timing.run.backend for timing in report.timings if timing.speedup is None]
+    return SHORT.get(backends[0], backends[0]) if backends else "original"
+
+
+def _short_run(run: RunConfig) -> str:
+    return f"{SHORT.get(run.backend, run.backend)} {run.device} {run.precision}"
 
 
 def _key(name: str, run: RunConfig) -> tuple[str, str]:

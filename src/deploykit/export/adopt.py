@@ -1,0 +1,49 @@
+"""Adopt: an ONNX file that exists already, as the first graph of a plan in place of a traced one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit.export import onnx_files, provenance
+from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.models import sources
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """How to adopt a graph.
+
+    Attributes:
+        batch: Rows of the input where the batch is static.
+        dynamic: Names of the axes that stay open.
+    """
+
+    batch: int
+    dynamic: tuple[str, ...]
+
+
+def _run(inputs: Inputs, options: AdoptOptions, workspace: Workspace) -> Facts:
+    import onnx_ir
+
+    original = sources.located(inputs["original"].facts["locator"])
+    sources.check(original)
+    model = onnx_files.save_apart(onnx_ir.load(Path(original.weights_file)), workspace.folder)
+    onnx_files.strip(model)
+    batch: int | str = "batch" if "batch" in options.dynamic else options.batch
+    shape = (batch, *original.preprocess.input_size)
+    onnx_files.set_shape(model, original.input_name, shape)
+    onnx_files.save(model, workspace.folder / onnx_files.MODEL)
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(model.graph, {}))
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    return {"nodes": len(model.graph.node), "opset": opsets.get("", 0), "ir_version": model.ir_version}
+
+
+STAGE = Stage(
+    name="adopt",
+    version=1,
+    takes={"original": "original"},
+    makes="graph",
+    libraries=("onnx", "onnxscript"),
+    run=_run,
+)

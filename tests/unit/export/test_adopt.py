@@ -1,0 +1,72 @@
+"""Adopting a graph that exists: its open dimensions get sizes or names, all else stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.unit.models.test_source_file import graph
+
+from deploykit.artifact import FileRecord
+from deploykit.errors import BadInputError, BakedAxisError, UsageError
+from deploykit.export import adopt, onnx_files, plan, provenance
+from deploykit.export.stage import Item, Workspace
+from deploykit.models import sources
+from deploykit.models.original import Original, SourceOptions
+
+
+def run(original: Original, folder: Path, *, batch: int = 1, dynamic: tuple[str, ...] = ()) -> Item:
+    folder.mkdir()
+    options = adopt.AdoptOptions(batch, dynamic)
+    given = {"original": plan.original_item(original)}
+    facts = adopt.STAGE.run(given, options, Workspace(folder, lambda _done, _total: None))
+    return Item("graph", folder, tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir())), facts)
+
+
+def shapes(item: Item) -> tuple[tuple[object, ...], ...]:
+    found = onnx_files.load(item.path(onnx_files.MODEL)).graph
+    sides = (*onnx_files.specs(found.input, {}), *onnx_files.specs(found.output, {}))
+    return tuple(tuple(dim if isinstance(dim, int) else dim.name for dim in spec.shape) for spec in sides)
+
+
+def test_open_dimensions_are_fixed(tmp_path: Path) -> None:
+    original = sources.resolve(str(graph(tmp_path / "a.onnx", side="s")), SourceOptions(image_size=48))
+    made = run(original, tmp_path / "made", batch=3)
+    assert shapes(made) == ((3, 3, 48, 48), (3, 5))
+    assert made.facts == {"nodes": 4, "opset": 20, "ir_version": 10}
+    assert set(provenance.read(made.path(onnx_files.MODULES)).values()) == {""}
+
+
+def test_an_open_batch_gets_the_axes_name(tmp_path: Path) -> None:
+    original = sources.resolve(str(graph(tmp_path / "a.onnx", batch="whatever")))
+    assert shapes(run(original, tmp_path / "made", dynamic=("batch",))) == (("batch", 3, 32, 32), ("batch", 5))
+
+
+def test_weights_that_lie_beside_the_graph_come_along(tmp_path: Path) -> None:
+    original = sources.resolve(str(graph(tmp_path / "a.onnx", external="w.bin")))
+    made = run(original, tmp_path / "made")
+    whole = onnx_files.load_whole(made.path(onnx_files.MODEL))
+    values = onnx.numpy_helper.to_array(whole.graph.initializer[0])
+    assert values.tolist() == np.arange(15, dtype=np.float32).reshape(3, 5).tolist()
+
+
+def test_a_graph_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    path = graph(tmp_path / "a.onnx")
+    original = sources.resolve(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(BadInputError):
+        run(original, tmp_path / "made")
+
+
+def test_a_fixed_batch_can_be_neither_opened_nor_changed(tmp_path: Path) -> None:
+    original = sources.resolve(str(graph(tmp_path / "a.onnx", batch=4)))
+    cells = (plan.Cell("fp32", "ort"),)
+    golden = plan.ImagesRequest("rendered:calib", "0", 1)
+    with pytest.raises(BakedAxisError, match="fixed to 4"):
+        plan.check_request(original, plan.Request(cells, 1, ("batch",), golden, None))
+    with pytest.raises(UsageError, match="fixed to 4") as caught:
+        plan.check_request(original, plan.Request(cells, 1, (), golden, None))
+    assert caught.value.hints[0].action == "--batch 4"
+    plan.check_request(original, plan.Request(cells, 4, (), golden, None))
