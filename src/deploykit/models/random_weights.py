@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 SEED = 20_261_125
 #: LayerScale parameters by their last name, and the weight of norms: constructors set that of a residual branch's last one to
 #: zero. A vector with a mean below this hides its block.
-SCALE_NAMES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "ls1", "ls2", "layer_scale", "weight")
+SCALE_NAMES = (
+    *("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "ls1", "ls2", "layer_scale", "weight"),
+    *("layer_scale_parameter", "lambda1", "lambda_1", "lambda_2"),
+)
 HIDDEN_BELOW = 0.1
 #: Least deviation of a channel, as a share of its mean and of the median of its layer: a channel that hardly varies on the
 #: sample would be blown up by its BatchNorm, with its rounding errors, and explode on an image that does move it.

@@ -29,6 +29,8 @@ from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 
 BENCH = "bench"
+#: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
+GRAPH_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     for node in whole.nodes:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
-    _check_disk(out, original)
+    _check_disk(out, original, len(request.cells))
     family = get_family(original.family)
     axes = {name: family.axes[name].traced for name in request.dynamic}
     return Preview(original, request.cells, axes, out, whole)
@@ -213,14 +215,28 @@ def _lock(out: Path) -> Iterator[None]:
         raise ResourceError(f"another export is writing to {out}", Hint("--out DIR", "writes elsewhere")) from None
 
 
-def _check_disk(out: Path, original: Original) -> None:
-    """Refuse a request that can't fit: fp32 weights in the cache (traced, simplified, packaged) and in the bundle."""
-    place = out.resolve()
-    while not place.exists():
-        place = place.parent
-    needed, free = 5 * 4 * original.parameters, shutil.disk_usage(place).free
-    if free < needed:
-        raise ResourceError(f"{place} has {free / 1e9:.1f} GB free; this export may need {needed / 1e9:.1f} GB")
+def _check_disk(out: Path, original: Original, cells: int) -> None:
+    """Refuse a request whose fp32 weights can't fit: in the cache per graph and artifact, in the bundle per artifact.
+
+    Raises:
+        ResourceError: A disk has too little room.
+    """
+    weights = 4 * original.parameters
+    needs = {Cache.default().root: (GRAPH_COPIES + cells) * weights, out: cells * weights}
+    by_disk: dict[int, list[tuple[Path, int]]] = {}
+    for folder, needed in needs.items():
+        place = folder.resolve()
+        while not place.exists():
+            place = place.parent
+        by_disk.setdefault(place.stat().st_dev, []).append((place, needed))
+    for places in by_disk.values():
+        place, needed = places[0][0], sum(needed for _, needed in places)
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise ResourceError(
+                f"{place} has {free / 1e9:.2f} GB free; this export may need {needed / 1e9:.2f} GB",
+                Hint("DEPLOYKIT_CACHE=DIR, --out DIR", "use another disk"),
+            )
 
 
 def _command(model: str, options: ExportOptions) -> str:

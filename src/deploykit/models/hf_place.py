@@ -1,0 +1,135 @@
+"""Where a model of the Hugging Face world lies: a folder, or a repository of the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact import sha256_of
+from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
+from deploykit.models import hub
+
+CONFIG = "config.json"
+#: What stands for weights in several files.
+INDEXES = tuple(f"{name}.index.json" for name in hub.WEIGHTS)
+#: Keys by which a configuration names code: Python beside the model, or a repository of kernels.
+CODE = re.compile("auto_map|_?(attn|experts)_implementation(_internal)?")
+FOLDER = Hint("hf:FOLDER", "opens a folder as save_pretrained writes it")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, or a repository of the hub.
+
+    Attributes:
+        name: Absolute path of the folder, or id of the repository.
+        is_folder: Which of the two it is: nothing is looked for elsewhere than in a folder.
+    """
+
+    name: str
+    is_folder: bool
+
+    @classmethod
+    def of(cls, name: str) -> Place:
+        """Tell which of the two a name means; a folder that exists goes first.
+
+        Raises:
+            UsageError: It is empty, or a file.
+        """
+        path = Path(name).expanduser()
+        if not name or (path.exists() and not path.is_dir()):
+            raise UsageError(f"'hf:{name}': write hf:FOLDER or hf:OWNER/NAME", FOLDER)
+        if path.is_dir():
+            return cls(str(path.resolve()), is_folder=True)
+        return cls(name, is_folder=False)
+
+    @property
+    def id(self) -> str:
+        """Its last part, as files can be called."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.name).name).strip("-.") or "model"
+
+    def find(self, *candidates: str) -> Path | None:
+        """Return the first of several files that there is.
+
+        Raises:
+            UsageError: There is no such folder, and it is no name that the hub can have.
+            ResourceError: There is no such folder, none of them is in the hub's cache, and the hub can't be reached.
+        """
+        from huggingface_hub.errors import HFValidationError
+
+        if self.is_folder:
+            return next((path for name in candidates if (path := Path(self.name, name)).is_file()), None)
+        try:
+            return hub.fetch(self.name, candidates)
+        except HFValidationError as error:
+            raise UsageError(f"hf:{self.name}: there is no such folder, and the hub has no such names", FOLDER) from error
+        except ConnectionError as error:
+            said = f": {str(error).splitlines()[0][:120]}" if str(error) else ""
+            raise ResourceError(
+                f"hf:{self.name}: there is no such folder, {candidates[0]} isn't in the hub's cache, and the hub can't "
+                f"be reached{said}",
+                FOLDER,
+            ) from error
+
+    def config(self) -> dict[str, Any]:
+        """Read the model's configuration.
+
+        Raises:
+            UsageError: There is none, so this is no model.
+            BadInputError: It is damaged, or it asks for code that would come with it.
+        """
+        path = self.find(CONFIG)
+        if path is None:
+            raise UsageError(f"hf:{self.name} is no model: it has no {CONFIG}", FOLDER)
+        return read_object(path)
+
+    def weights(self) -> tuple[str, str]:
+        """Find the file of the weights, and hash it.
+
+        Raises:
+            UsageError: They are spread over several files.
+            BadInputError: There are none.
+        """
+        path = self.find(*hub.WEIGHTS)
+        if path is not None:
+            return str(path), sha256_of(path)
+        index = self.find(*INDEXES)
+        if index is not None:
+            raise UsageError(
+                f"hf:{self.name} keeps its weights in several files ({index.name}), which aren't read",
+                Hint("model.save_pretrained(FOLDER, max_shard_size='50GB')", "writes them into one"),
+            )
+        raise BadInputError(
+            f"hf:{self.name} holds no weights: neither {' nor '.join(hub.WEIGHTS)} is there",
+            Hint("--weights FILE", "a checkpoint of yours (.safetensors, .pth)"),
+            Hint("--random-weights", "to try the pipeline without them"),
+        )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        BadInputError: It does not, or it asks for code that would come with it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise BadInputError(f"{path} holds a {type(data).__name__}, not an object")
+    _check_code(path, data)
+    return data
+
+
+def _check_code(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse what would fetch code and run it: classes beside the model, attention kernels of the hub."""
+    for key, value in data.items():
+        if CODE.fullmatch(key) and value and (key == "auto_map" or "/" in str(value)):
+            raise BadInputError(f"{path} asks for code of its own ({key} {value}): it is never run")
+        if isinstance(value, dict):
+            _check_code(path, value)
