@@ -8,14 +8,14 @@ from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UsageError
-from deploykit.export import adopt, reference, simplify, trace
+from deploykit.export import adopt, reference, rewrite, simplify, trace
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
 from deploykit.models.original import Original
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
-ORIGINAL, HUB = "original", "simplify"
+ORIGINAL = "original"
 CALIBRATION, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
 
@@ -127,10 +127,10 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     """
     family, targets = check_request(original, request)
     recipe = original.preprocess
-    first = FIRST[original.form](family, request)
+    graphs = _graphs(original, family, request)
+    hub = graphs[-1].id
     nodes = [
-        first,
-        Node(HUB, simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id}),
+        *graphs,
         _images_node(CALIBRATION, request.golden, original),
         Node(
             GOLDEN,
@@ -144,16 +144,30 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             reference.NoOptions(),
             {"original": ORIGINAL, "golden": GOLDEN},
         ),
-        Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": HUB, "golden": GOLDEN}),
+        Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": hub, "golden": GOLDEN}),
     ]
     for cell, target in targets.items():
         options = PackageOptions(stem_of(original, cell), original.labels, recipe)
-        nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": HUB}))
+        nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": hub}))
     if request.evaluation is not None:
         nodes.append(_images_node(EVALUATION, request.evaluation, original))
         inputs = {"original": ORIGINAL, "images": EVALUATION}
         nodes.append(Node(ANSWERS, reference.answers_stage(original), reference.AnswersOptions(recipe), inputs))
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
+
+
+def hub_of(plan: Plan) -> str:
+    """Return the id of the node whose graph every target starts from: the last one that makes a graph."""
+    return [node.id for node in plan.nodes if node.stage.makes == "graph"][-1]
+
+
+def _graphs(original: Original, family: Family, request: Request) -> list[Node]:
+    first = FIRST[original.form](family, request)
+    simplified = Node("simplify", simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id})
+    if not family.rewrites:
+        return [first, simplified]
+    options = rewrite.RewriteOptions(family.rewrites)
+    return [first, simplified, Node("rewrite", rewrite.STAGE, options, {"graph": simplified.id})]
 
 
 def _traced(family: Family, request: Request) -> Node:

@@ -14,4 +14,5 @@ FAMILY = Family(
     opset=20,  # the first with a Gelu operator; at 18 it is five operators and ONNX Runtime is slower
     axes=BATCH,
     budgets=BUDGETS,
+    rewrites=("fold-scales", "regroup-norms", "fold-shifts", "pointwise-convs", "identity-gathers"),
 )

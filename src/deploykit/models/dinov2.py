@@ -15,4 +15,5 @@ FAMILY = Family(
     opset=20,  # at 23 attention becomes one operator, which not every runtime takes
     axes=BATCH,
     budgets=BUDGETS,
+    rewrites=("fold-scales", "direct-transposes", "early-selections"),
 )

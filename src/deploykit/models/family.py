@@ -53,6 +53,7 @@ class Family:
         opset: ONNX opset that keeps the family's operators whole.
         axes: Dimensions that may be dynamic, by name.
         budgets: How far an artifact may drift, by the precision that it ran in ("f32", "bf16", ...).
+        rewrites: Names of exact rewrites of the simplified graph, in the order in which they are done.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Family:
     opset: int
     axes: Mapping[str, AxisRule]
     budgets: Mapping[str, Budget]
+    rewrites: tuple[str, ...] = ()
 
 
 def get_family(name: str) -> Family:

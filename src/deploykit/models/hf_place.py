@@ -66,7 +66,9 @@ class Place:
         try:
             return hub.fetch(self.name, candidates)
         except HFValidationError as error:
-            raise UsageError(f"hf:{self.name}: there is no such folder, and the hub has no such names", FOLDER) from error
+            raise UsageError(
+                f"hf:{self.name}: there is no such folder, and the hub has no such names", FOLDER
+            ) from error
         except ConnectionError as error:
             said = f": {str(error).splitlines()[0][:120]}" if str(error) else ""
             raise ResourceError(

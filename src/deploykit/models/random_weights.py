@@ -22,9 +22,15 @@ SCALE_NAMES = (
     *("layer_scale_parameter", "lambda1", "lambda_1", "lambda_2"),
 )
 HIDDEN_BELOW = 0.1
-#: Least deviation of a channel, as a share of its mean and of the median of its layer: a channel that hardly varies on the
-#: sample would be blown up by its BatchNorm, with its rounding errors, and explode on an image that does move it.
-LEAST_DEVIATION = 0.25
+#: Tried in turn until no image's answer amplifies rounding: what scales that hid a block are multiplied by, and the least
+#: deviation of a
+#: channel, as a share of its mean and of the median of its layer. A channel that hardly varies on the sample would be
+#: blown up by its
+#: BatchNorm, with its rounding errors, and explode on an image that does move it.
+CALMER = ((1.0, 0.25), (0.5, 0.5), (0.25, 1.0), (0.125, 2.0))
+#: Inputs are moved by this share of themselves, and answers may move by `CALM` of the largest: trained networks keep it
+#: at about one to one.
+NUDGE, CALM = 1e-6, 5e-5
 
 
 @contextmanager
@@ -47,33 +53,56 @@ def settle(module: torch.nn.Module, images: torch.Tensor) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
+    drawn: dict[torch.nn.Parameter, torch.Tensor] = {}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             is_scale = name.rpartition(".")[2] in SCALE_NAMES and parameter.ndim <= 1
             if is_scale and float(parameter.abs().mean()) < HIDDEN_BELOW:
-                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+                drawn[parameter] = 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
             elif parameter.ndim > 1 and not bool(parameter.any()):
                 deviation = parameter[0].numel() ** -0.5
                 parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
     module.eval()
-    _settle_statistics(module, images)
+    for share, least in CALMER:
+        with torch.no_grad():
+            for parameter, values in drawn.items():
+                parameter.copy_(share * values)
+        if not _settle_statistics(module, images, least) or _is_calm(module, images):
+            return
 
 
-def _settle_statistics(module: torch.nn.Module, images: torch.Tensor) -> None:
-    """Give every BatchNorm the statistics of its input, in one pass: a layer is settled just before it is first used."""
+def _is_calm(module: torch.nn.Module, images: torch.Tensor) -> bool:
+    """Tell whether answers move about as much as inputs do."""
+    import torch
+
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(SEED))
+    with torch.inference_mode():
+        answers = module(images)
+        moved = module(images * (1 + NUDGE * noise))
+    if not isinstance(answers, torch.Tensor):
+        return True
+    return bool((answers - moved).abs().max() <= CALM * answers.abs().max())
+
+
+def _settle_statistics(module: torch.nn.Module, images: torch.Tensor, share: float) -> bool:
+    """Give every BatchNorm the statistics of its input, in one pass: a layer is settled just before it is first used.
+
+    Returns:
+        Whether there is any.
+    """
     import torch
 
     def settle_one(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         values = inputs[0].transpose(0, 1).flatten(1)
         mean, deviation = values.mean(dim=1), values.std(dim=1, correction=0)
-        least = LEAST_DEVIATION * mean.abs().maximum(deviation.median())
+        least = share * mean.abs().maximum(deviation.median())
         norm.running_mean.copy_(mean)  # type: ignore[operator]
         norm.running_var.copy_(deviation.maximum(least).square())  # type: ignore[operator]
 
     kind = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all of them has no public name
     norms = [part for part in module.modules() if isinstance(part, kind) and part.running_mean is not None]
     if not norms:
-        return
+        return False
     hooks = [norm.register_forward_pre_hook(settle_one) for norm in norms]
     try:
         with torch.inference_mode():
@@ -81,3 +110,4 @@ def _settle_statistics(module: torch.nn.Module, images: torch.Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+    return True

@@ -54,6 +54,7 @@ class Assembly:
         self.results = results
         self.writer = writer
         self.items: dict[str, Item] = {name: made.item for name, made in results.items()}
+        self.hub = self.items[plans.hub_of(story.plan)]
         self.placements: list[Placement] = []
 
     def put(self, stem: str, files: Mapping[str, Path]) -> tuple[FileRecord, ...]:
@@ -67,7 +68,7 @@ class Assembly:
         story = self.story
         rules = get_family(story.original.family).axes
         axes = {name: Axis(name, rule.min, max(rule.min, 1), rule.max, rule.step) for name, rule in rules.items()}
-        graph = onnx_files.load(self.items[plans.HUB].path(onnx_files.MODEL)).graph
+        graph = onnx_files.load(self.hub.path(onnx_files.MODEL)).graph
         for cell in story.cells:
             target, name = get_target(cell.target), plans.artifact_name(story.original, cell)
             stem = plans.stem_of(story.original, cell)
@@ -79,7 +80,7 @@ class Assembly:
                 inputs=onnx_files.specs(graph.input, axes),
                 outputs=onnx_files.specs(graph.output, axes),
                 files=self.artifact_files(self.items[name], stem, target),
-                parent=self.items[plans.HUB].digest,
+                parent=self.hub.digest,
                 runs=target.runs[cell.precision],
             )
 
@@ -141,7 +142,7 @@ class Assembly:
             budgets=get_family(original.family).budgets,
             stages=tuple(self.stages()),
             artifacts=tuple(self.artifacts()),
-            modules=self.put("modules", {".json": self.items[plans.HUB].path(onnx_files.MODULES)})[0],
+            modules=self.put("modules", {".json": self.hub.path(onnx_files.MODULES)})[0],
             golden=self.golden(),
             evaluation=self.evaluation(),
             judgements=tuple(measure.read_judgement(item) for item in measured if item.kind == "judgement"),

@@ -1,0 +1,133 @@
+"""Rewrite: exact changes of a simplified graph, chosen by the model's family; outputs compared, modules carried over."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import InternalError, UsageError
+from deploykit.export import equal, onnx_files, provenance
+from deploykit.export.rewrites import (
+    direct_transposes,
+    early_selections,
+    fold_scales,
+    fold_shifts,
+    global_pools,
+    identity_gathers,
+    pointwise_convs,
+    regroup_norms,
+)
+from deploykit.export.rewrites.editing import Rewrite
+from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+
+if TYPE_CHECKING:
+    import onnx
+
+#: All there are, by name.
+REWRITES: Mapping[str, Rewrite] = {
+    module.REWRITE.name: module.REWRITE
+    for module in (
+        direct_transposes,
+        early_selections,
+        fold_scales,
+        fold_shifts,
+        global_pools,
+        identity_gathers,
+        pointwise_convs,
+        regroup_norms,
+    )
+}
+
+
+@dataclass(frozen=True)
+class RewriteOptions:
+    """What to rewrite.
+
+    Attributes:
+        rewrites: Names of `REWRITES`, in the order in which they are done.
+    """
+
+    rewrites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of a graph.
+
+    Attributes:
+        places: Name of each rewrite to how often it was done.
+        modules: First outputs to module paths, as far as they are known.
+    """
+
+    places: Mapping[str, int]
+    modules: provenance.Modules
+
+
+def get_rewrite(name: str) -> Rewrite:
+    """Return the rewrite called `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in REWRITES:
+        raise UsageError(f"unknown rewrite {name!r}; there are: {', '.join(sorted(REWRITES))}")
+    return REWRITES[name]
+
+
+def _run(inputs: Inputs, options: RewriteOptions, workspace: Workspace) -> Facts:
+    source, known = (inputs["graph"].path(name) for name in (onnx_files.MODEL, onnx_files.MODULES))
+    before = onnx_files.load(source)
+    after, done = _write(source, options.rewrites, provenance.read(known), workspace.folder)
+    names = ", ".join(options.rewrites)
+    equal.check_interface(before, after, f"rewriting ({names})")
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(after.graph, done.modules))
+    error = equal.difference(source, workspace.folder / onnx_files.MODEL)
+    if not error <= equal.TOLERANCE:
+        raise _blamed(source, options.rewrites, workspace.folder)
+    nodes = {"nodes_before": len(before.graph.node), "nodes": len(after.graph.node)}
+    return {"places": dict(done.places), **nodes, "relative_max": error}
+
+
+def _write(
+    source: Path, names: Sequence[str], modules: provenance.Modules, folder: Path
+) -> tuple[onnx.ModelProto, _Done]:
+    """Rewrite the graph at `source` into `folder`, and return its structure."""
+    import onnx_ir
+
+    model = onnx_ir.load(source)
+    places = {}
+    for name in names:
+        rewritten = get_rewrite(name).apply(model)
+        places[name] = rewritten.places
+        carried = {new: modules[old] for new, old in rewritten.renames.items() if old in modules}
+        modules = {**modules, **carried}
+    made = onnx_files.save_apart(model, folder)
+    onnx_files.strip(made)
+    onnx_files.save(made, folder / onnx_files.MODEL)
+    return made, _Done(places, modules)
+
+
+def _blamed(source: Path, names: Sequence[str], folder: Path) -> InternalError:
+    """Find the rewrite that changed the outputs: the last one of the first few that do."""
+    for count, name in enumerate(names, start=1):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            _write(source, names[:count], {}, Path(scratch))
+            error = equal.difference(source, Path(scratch) / onnx_files.MODEL)
+        if not error <= equal.TOLERANCE:
+            return InternalError(
+                f"rewrite {name!r} changed the outputs by {error:.1e} (relative max; at most {equal.TOLERANCE:.0e})"
+            )
+    return InternalError(f"rewriting ({', '.join(names)}) changed the outputs, but not when it was done again")
+
+
+STAGE = Stage(
+    name="rewrite",
+    version=1,
+    takes={"graph": "graph"},
+    makes="graph",
+    libraries=("onnx", "onnxscript", "onnxruntime"),
+    run=_run,
+)
