@@ -70,6 +70,7 @@ COMPONENTS: dict[str, Component] = {
         Component("timm", "timm", ("timm",), "export", "build timm models"),
         Component("safetensors", "safetensors", ("safetensors",), "export", "read weights"),
         Component("ONNX", "onnx", ("onnx",), "export", "write ONNX files"),
+        Component("ONNX IR", "onnx_ir", ("onnx-ir",), "export", "edit ONNX graphs"),
         Component("onnxscript", "onnxscript", ("onnxscript",), "export", "translate PyTorch programs to ONNX"),
         Component("onnxsim", "onnxsim", ("onnxsim",), "export", "simplify ONNX graphs"),
         Component("ONNX Runtime", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "ort", "run ONNX files"),

@@ -44,6 +44,6 @@ STAGE = Stage(
     version=1,
     takes={"original": "original"},
     makes="graph",
-    libraries=("onnx", "onnxscript"),
+    libraries=("onnx", "onnx_ir"),
     run=_run,
 )

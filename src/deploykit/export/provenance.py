@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +45,14 @@ def of_exporter(graph: onnx.GraphProto, paths: Container[str]) -> Modules:
 def complete(graph: onnx.GraphProto, known: Mapping[str, str]) -> Modules:
     """Map every node, those that nothing is known of by their neighbours.
 
-    A node without a record belongs with the nearest recorded node before it, else after it, else to the whole network.
+    A node without a record belongs to the module whose parameter it alone uses, else with the nearest recorded node
+    before it, else after it, else to the whole network.
 
     Args:
         graph: Any graph made from the one that `known` speaks of.
         known: First outputs to module paths.
     """
+    known = {**_owners(graph, set(known.values())), **known}
     found: Modules = {}
     for node in graph.node:
         before = [found[name] for name in node.input if name and name in found]
@@ -66,6 +69,18 @@ def complete(graph: onnx.GraphProto, known: Mapping[str, str]) -> Modules:
             if recorded:
                 found |= dict.fromkeys(node.output, recorded[0])
     return {node.output[0]: found.get(node.output[0], "") for node in graph.node}
+
+
+def _owners(graph: onnx.GraphProto, paths: Container[str]) -> Modules:
+    """Map nodes by their parameters' names, which begin with the path of the module that holds them."""
+    weights = {tensor.name for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input if name in weights)
+    return {
+        node.output[0]: name.rpartition(".")[0]
+        for node in graph.node
+        for name in node.input
+        if uses[name] == 1 and name.rpartition(".")[0] in paths
+    }
 
 
 def write(path: Path, modules: Mapping[str, str]) -> None:

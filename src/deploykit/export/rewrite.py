@@ -128,6 +128,6 @@ STAGE = Stage(
     version=1,
     takes={"graph": "graph"},
     makes="graph",
-    libraries=("onnx", "onnxscript", "onnxruntime"),
+    libraries=("onnx", "onnx_ir", "onnxruntime"),
     run=_run,
 )

@@ -45,6 +45,6 @@ STAGE = Stage(
     version=2,
     takes={"graph": "graph"},
     makes="graph",
-    libraries=("onnx", "onnxsim", "onnxruntime"),
+    libraries=("onnx", "onnx_ir", "onnxsim", "onnxruntime"),
     run=_run,
 )

@@ -25,6 +25,7 @@ def tidy(model: onnx_ir.Model) -> None:
     common.InlinePass()(model)
     for _ in range(ROUNDS):
         onnxscript.optimizer.fold_constants(model)
+        common.ShapeInferencePass()(model)  # for the types that the next line compares
         _drop_equal_casts(model.graph)
         unused = (
             common.RemoveUnusedNodesPass(),

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+#: What networks raise that torch.export can't follow: its own errors, and theirs when they are given symbols.
+UNTRACEABLE = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, NotImplementedError)
+
+
 @dataclass(frozen=True)
 class TraceOptions:
     """How to trace.
@@ -100,8 +104,8 @@ def _export(
     dims = {rule.dim: torch.export.Dim(axis, min=rule.min, max=rule.max) for axis, rule in rules.items()}
     try:
         return torch.export.export(module, (example,), dynamic_shapes=(dims,) if dims else None)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNTRACEABLE as error:
+        reason = _reason(error)
         if not dims or not _is_traceable(module, example):
             raise UnsupportedError(f"{name} can't be traced: {reason}") from error
         raise BakedAxisError(
@@ -115,9 +119,17 @@ def _is_traceable(module: nn.Module, example: torch.Tensor) -> bool:
 
     try:
         torch.export.export(module, (example,))
-    except (RuntimeError, ValueError):
+    except UNTRACEABLE:
         return False
     return True
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what began it: the exporter wraps errors in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx_ir.Model:
@@ -136,9 +148,7 @@ def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: i
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UnsupportedError(
-            f"{original.id} can't be written as ONNX opset {opset}: {str(error).splitlines()[0]}"
-        ) from error
+        raise UnsupportedError(f"{original.id} can't be written as ONNX opset {opset}: {_reason(error)}") from error
     if exported is None:
         raise InternalError(f"{original.id}: the exporter returned nothing")
     tidy.tidy(exported.model)
@@ -161,7 +171,7 @@ STAGE = Stage(
     version=2,
     takes={"original": "original"},
     makes="graph",
-    libraries=("torch", "timm", "safetensors", "onnx", "onnxscript"),
+    libraries=("torch", "timm", "safetensors", "onnx", "onnx_ir", "onnxscript"),
     run=_run,
     ensure=_ensure,
 )
