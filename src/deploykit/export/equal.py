@@ -1,18 +1,18 @@
-"""Do two graphs compute the same? Their interfaces compared, and their outputs on seeded inputs in ONNX Runtime."""
+"""Do two graphs compute the same? Their interfaces compared, and their outputs on golden inputs in ONNX Runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deploykit.artifact import Axis, RunConfig
+from deploykit.artifact import RunConfig
+from deploykit.bundle import load_tensors
 from deploykit.errors import InternalError
 from deploykit.export import onnx_files
+from deploykit.export.stage import TENSORS, Item
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor, get_backend
+from deploykit.runtime.judge import Tensors, run_rows
 
 if TYPE_CHECKING:
     import onnx
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 #: Largest relative difference that an exact change of a graph may make: what float32 rounds, through some hundred layers.
 TOLERANCE = 1e-5
-#: Rows of the comparison where the batch is dynamic: not a size that graphs are traced at.
+#: Golden inputs of the comparison: not a number of rows that graphs are traced at.
 PROBE_ROWS = 3
-#: Seeded maps are this many random numbers across, and smooth between. On white noise, which no network was trained on, many
-#: are chaotic: an EfficientNet's answer moves by 4e-4 when ONNX Runtime sums in another order, on smooth maps by 3e-6.
-PROBE_CELLS = 8
+
+
+def probe(golden: Item) -> Tensors:
+    """Return the first of the golden inputs: images, since on noise, which no network was trained on, many are chaotic."""
+    return {name: rows[:PROBE_ROWS] for name, rows in load_tensors(golden.path(TENSORS)).items()}
 
 
 def check_interface(before: onnx.ModelProto, after: onnx.ModelProto, doing: str) -> None:
@@ -45,50 +47,31 @@ def check_interface(before: onnx.ModelProto, after: onnx.ModelProto, doing: str)
             raise InternalError(f"{doing} changed the {side}s from {old} to {new}")
 
 
-def difference(before: Path, after: Path) -> float:
-    """Return the relative max over seeded inputs of both graphs in ONNX Runtime, one opened after the other."""
-    expected, found = _outputs(before), _outputs(after)
+def difference(before: Path, after: Path, inputs: Tensors) -> float:
+    """Return the relative max over `inputs` of both graphs in ONNX Runtime, one opened after the other.
+
+    Args:
+        before: The graph that was changed.
+        after: What it became.
+        inputs: Arrays [N, ...] by name.
+    """
+    expected, found = _outputs(before, inputs), _outputs(after, inputs)
     return max(drift.relative_max(array, found[name]) for name, array in expected.items())
 
 
-def check_outputs(before: Path, after: Path, doing: str) -> float:
+def check_outputs(before: Path, after: Path, inputs: Tensors, doing: str) -> float:
     """Return the difference of two graphs.
 
     Raises:
         InternalError: It is larger than `TOLERANCE`, or no number.
     """
-    error = difference(before, after)
+    error = difference(before, after, inputs)
     if not error <= TOLERANCE:
         raise InternalError(f"{doing} changed the outputs by {error:.1e} (relative max; at most {TOLERANCE:.0e})")
     return error
 
 
-def _outputs(path: Path) -> dict[str, Tensor]:
+def _outputs(path: Path, inputs: Tensors) -> dict[str, Tensor]:
     config = RunConfig("onnxruntime", precision="f32")
-    random = np.random.default_rng(0)
     with get_backend(config.backend).open(str(path), config) as session:
-        feeds: dict[str, Tensor] = {
-            spec.name: _probe([PROBE_ROWS if isinstance(dim, Axis) else dim for dim in spec.shape], random)
-            for spec in session.inputs
-        }
-        return session.infer(feeds)
-
-
-def _probe(shape: list[int], random: np.random.Generator) -> NDArray[np.float32]:
-    """Return standard normal values, smooth along the last two of four axes as images are.
-
-    Args:
-        shape: Of the input.
-        random: Where they are drawn from.
-    """
-    if len(shape) != 4:
-        return random.standard_normal(shape, dtype=np.float32)
-    cells = random.standard_normal([*shape[:2], PROBE_CELLS, PROBE_CELLS])
-    down, across = (_between(size) for size in shape[2:])
-    return np.asarray(down @ cells @ across.T, dtype=np.float32)
-
-
-def _between(size: int) -> NDArray[np.float64]:
-    """Return the matrix [size, PROBE_CELLS] that interpolates between cells along one axis."""
-    places = np.linspace(0, PROBE_CELLS - 1, size)
-    return np.stack([np.interp(places, np.arange(PROBE_CELLS), cell) for cell in np.eye(PROBE_CELLS)], axis=1)
+        return run_rows(session, inputs)

@@ -130,7 +130,6 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     graphs = _graphs(original, family, request)
     hub = graphs[-1].id
     nodes = [
-        *graphs,
         _images_node(CALIBRATION, request.golden, original),
         Node(
             GOLDEN,
@@ -138,6 +137,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             reference.GoldenOptions(golden_count, original.input_name, recipe),
             {"images": CALIBRATION},
         ),
+        *graphs,
         Node(
             GOLDEN_OUTPUTS,
             reference.outputs_stage(original),
@@ -163,11 +163,11 @@ def hub_of(plan: Plan) -> str:
 
 def _graphs(original: Original, family: Family, request: Request) -> list[Node]:
     first = FIRST[original.form](family, request)
-    simplified = Node("simplify", simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id})
+    simplified = Node("simplify", simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id, "golden": GOLDEN})
     if not family.rewrites:
         return [first, simplified]
     options = rewrite.RewriteOptions(family.rewrites)
-    return [first, simplified, Node("rewrite", rewrite.STAGE, options, {"graph": simplified.id})]
+    return [first, simplified, Node("rewrite", rewrite.STAGE, options, {"graph": simplified.id, "golden": GOLDEN})]
 
 
 def _traced(family: Family, request: Request) -> Node:

@@ -13,14 +13,14 @@ from deploykit.bundle import load_tensors, save_tensors
 from deploykit.data.imageset import ImageSet, open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
 from deploykit.export import onnx_files
-from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.export.stage import TENSORS, Facts, Inputs, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.judge import logits_of, run_rows
 
-CROPS, LABELS, TENSORS, ANSWERS = "crops.npy", "labels.npy", "tensors.npz", "answers.npz"
+CROPS, LABELS, ANSWERS = "crops.npy", "labels.npy", "answers.npz"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from deploykit.export.rewrites import (
 )
 from deploykit.export.rewrites.editing import Rewrite
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
+from deploykit.runtime.judge import Tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -84,9 +85,10 @@ def _run(inputs: Inputs, options: RewriteOptions, workspace: Workspace) -> Facts
     names = ", ".join(options.rewrites)
     equal.check_interface(before, after, f"rewriting ({names})")
     provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(after.graph, done.modules))
-    error = equal.difference(source, workspace.folder / onnx_files.MODEL)
+    probe = equal.probe(inputs["golden"])
+    error = equal.difference(source, workspace.folder / onnx_files.MODEL, probe)
     if not error <= equal.TOLERANCE:
-        raise _blamed(source, options.rewrites, workspace.folder)
+        raise _blamed(source, options.rewrites, probe, workspace.folder)
     nodes = {"nodes_before": len(before.graph.node), "nodes": len(after.graph.node)}
     return {"places": dict(done.places), **nodes, "relative_max": error}
 
@@ -110,12 +112,12 @@ def _write(
     return made, _Done(places, modules)
 
 
-def _blamed(source: Path, names: Sequence[str], folder: Path) -> InternalError:
+def _blamed(source: Path, names: Sequence[str], probe: Tensors, folder: Path) -> InternalError:
     """Find the rewrite that changed the outputs: the last one of the first few that do."""
     for count, name in enumerate(names, start=1):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _write(source, names[:count], {}, Path(scratch))
-            error = equal.difference(source, Path(scratch) / onnx_files.MODEL)
+            error = equal.difference(source, Path(scratch) / onnx_files.MODEL, probe)
         if not error <= equal.TOLERANCE:
             return InternalError(
                 f"rewrite {name!r} changed the outputs by {error:.1e} (relative max; at most {equal.TOLERANCE:.0e})"
@@ -126,7 +128,7 @@ def _blamed(source: Path, names: Sequence[str], folder: Path) -> InternalError:
 STAGE = Stage(
     name="rewrite",
     version=1,
-    takes={"graph": "graph"},
+    takes={"graph": "graph", "golden": "tensors"},
     makes="graph",
     libraries=("onnx", "onnx_ir", "onnxruntime"),
     run=_run,

@@ -15,6 +15,9 @@ from deploykit import serde
 from deploykit.artifact import FileRecord
 from deploykit.errors import InternalError
 
+#: Where items of the kind "tensors" keep their arrays.
+TENSORS = "tensors.npz"
+
 O_contra = TypeVar("O_contra", contravariant=True)
 
 

@@ -18,7 +18,7 @@ from deploykit.export import onnx_files, reference
 from deploykit.export import plan as plans
 from deploykit.export.cache import Made
 from deploykit.export.pipeline import record_of
-from deploykit.export.stage import Item, Plan
+from deploykit.export.stage import TENSORS, Item, Plan
 from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
 from deploykit.models.family import get_family
@@ -96,8 +96,7 @@ class Assembly:
         """Name the golden tensors."""
         made = {"inputs": plans.GOLDEN, judge.ORIGINAL: plans.GOLDEN_OUTPUTS, judge.HUB: plans.HUB_OUTPUTS}
         records = {
-            role: self.put(f"golden/{role}", {".npz": self.items[node].path(reference.TENSORS)})[0]
-            for role, node in made.items()
+            role: self.put(f"golden/{role}", {".npz": self.items[node].path(TENSORS)})[0] for role, node in made.items()
         }
         facts = self.items[plans.GOLDEN].facts
         return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records)

@@ -12,8 +12,8 @@ import numpy as np
 from deploykit import serde
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors
-from deploykit.export.reference import ANSWERS, CROPS, TENSORS
-from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
+from deploykit.export.reference import ANSWERS, CROPS
+from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.manifest import Machine
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import judge

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ import onnx_ir as ir
 import pytest
 
 from deploykit.artifact import FileRecord, RunConfig
+from deploykit.bundle import save_tensors
+from deploykit.data.imageset import prepare_crops, rendered_images
+from deploykit.data.preprocess import normalize
 from deploykit.errors import InternalError, UsageError
 from deploykit.export import onnx_files, provenance, rewrite, simplify, trace
 from deploykit.export.plan import original_item
 from deploykit.export.rewrites.editing import Editor, Rewrite
-from deploykit.export.stage import Item, Stage, Workspace
+from deploykit.export.stage import TENSORS, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
+from deploykit.workflow.options import golden_size
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of its own internals
 
@@ -32,10 +38,21 @@ CHANNELS_LAST = dataclasses.replace(SMALL, model_args={"conv_mlp": False})
 SMALL_VIT = dataclasses.replace(SMALL, model_args={"init_values": 1e-5, "depth": 3})
 
 
+@cache
+def golden() -> Item:
+    """Images of 64 pixels."""
+    folder = Path(tempfile.mkdtemp())
+    recipe = sources.resolve("tiny-convnext").preprocess
+    images = rendered_images("rendered:calib", 3, golden_size(recipe))
+    save_tensors(folder / TENSORS, {"input": normalize(prepare_crops(images, recipe), recipe)})
+    return Item("tensors", folder, (FileRecord.of(folder, TENSORS),))
+
+
 def perform(stage: Stage[Any], role: str, item: Item, options: object, folder: Path) -> Item:
-    """Run a stage of one input."""
+    """Run a stage of one graph or original."""
     folder.mkdir()
-    facts = stage.run({role: item}, options, Workspace(folder, lambda _done, _total: None))
+    given = {role: item} | ({"golden": golden()} if "golden" in stage.takes else {})
+    facts = stage.run(given, options, Workspace(folder, lambda _done, _total: None))
     records = tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()))
     return Item("graph", folder, records, dict(facts))
 

@@ -10,8 +10,9 @@ import onnx.helper as make
 from onnx import TensorProto, numpy_helper
 
 from deploykit.artifact import FileRecord
+from deploykit.bundle import save_tensors
 from deploykit.export import onnx_files, provenance, simplify
-from deploykit.export.stage import Item, Workspace
+from deploykit.export.stage import TENSORS, Item, Workspace
 
 
 def graph(scale: float = 2.0, output: str = "y") -> onnx.ModelProto:
@@ -36,7 +37,10 @@ def run(tmp_path: Path, options: simplify.SimplifyOptions) -> tuple[onnx.ModelPr
     provenance.write(before / onnx_files.MODULES, {"big": "block.grow", "y": "block.scale"})
     files = tuple(FileRecord.of(before, name) for name in (onnx_files.MODEL, onnx_files.MODULES))
     workspace = Workspace(after, lambda _done, _total: None)
-    facts = dict(simplify.STAGE.run({"graph": Item("graph", before, files)}, options, workspace))
+    save_tensors(before / TENSORS, {"x": np.random.default_rng(0).standard_normal((1024, 1024), np.float32)})
+    golden = Item("tensors", before, (FileRecord.of(before, TENSORS),))
+    inputs = {"graph": Item("graph", before, files), "golden": golden}
+    facts = dict(simplify.STAGE.run(inputs, options, workspace))
     return onnx_files.load(after / onnx_files.MODEL), provenance.read(after / onnx_files.MODULES), facts
 
 
