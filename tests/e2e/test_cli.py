@@ -52,7 +52,7 @@ def test_an_unknown_model_is_exit_2_and_names_a_near_one() -> None:
         (("--cell", "fp32:abacus"), "unknown target 'abacus'"),
         (("--dynamic", "colour"), "ConvNeXt has no axis 'colour'"),
         (("--dynamic", "batch", "--batch", "4"), "contradict one another"),
-        (("--data", "nowhere"), "nowhere is no folder of images"),
+        (("--data", "nowhere"), "nowhere does not exist"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_exit_2(words: tuple[str, ...], message: str) -> None:
