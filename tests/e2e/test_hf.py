@@ -166,7 +166,7 @@ def _another_depth(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "code", "said"),
     [
-        (shutil.rmtree, 5, "there is no such folder"),
+        (shutil.rmtree, 2, "there is no such folder"),
         (_without_configuration, 2, "is no model: it has no config.json"),
         (_unknown_kind, 2, "model_type 'dinov9'"),
         (_half_a_configuration, 7, "config.json is not JSON"),
