@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from deploykit.data import rendered
 
@@ -44,6 +45,7 @@ MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 CROP_PCT: Final = 0.875
 EVAL_BATCH: Final = 250
+SETTLING_BATCHES: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ class Recipe:
 
     `images` training images are rendered once; every epoch sees each of them once. Muon trains the matrices, at a peak
     rate of `matrix_lr`, and AdamW the rest, at `lr`; both rates warm up for `warmup` epochs, then follow a cosine.
-    `ema` is the decay per step of the averaged weights, which are the ones that ship.
+    `ema` is the decay per step of the averaged weights, which are the ones that ship. With `kernels`, the kernels of
+    dense convolutions count as matrices, (out, in * k * k).
     """
 
     module: str
@@ -69,6 +72,7 @@ class Recipe:
     smoothing: float = 0.05
     ema: float = 0.998
     clip: float = 1.0
+    kernels: bool = False
     seed: int = 20_240_607
 
 
@@ -77,6 +81,20 @@ RECIPES: Final[dict[str, Recipe]] = {
         module="timm.models.convnext:ConvNeXt",
         kwargs={"depths": [1, 1, 4, 1], "dims": [32, 64, 128, 192], "ls_init_value": 1.0},
         family="convnext",
+    ),
+    "tiny-mobilenetv3": Recipe(
+        module="timm.models.mobilenetv3:_gen_mobilenet_v3",
+        kwargs={"variant": "mobilenetv3_large_100", "channel_multiplier": 0.4},
+        family="mobilenetv3",
+        epochs=6,
+        kernels=True,
+    ),
+    "tiny-efficientnetv2": Recipe(
+        module="timm.models.efficientnet:_gen_efficientnetv2_base",
+        kwargs={"variant": "tf_efficientnetv2_b0", "channel_multiplier": 0.75, "depth_multiplier": 0.2},
+        family="efficientnetv2",
+        epochs=5,
+        kernels=True,
     ),
 }
 
@@ -178,6 +196,15 @@ class _Fp32Conv(nn.Conv2d):
             return super().forward(input.float())
 
 
+class _MatrixConv(nn.Conv2d):
+    """A convolution that keeps its kernel as a matrix (out, in * k * k), the form that Muon takes."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name that the base class has
+        kernel = self.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
+        output: torch.Tensor = self._conv_forward(input, kernel, self.bias)
+        return output
+
+
 def build(recipe: Recipe) -> nn.Module:
     """Build the recipe's network with one logit per class."""
     module, _, name = recipe.module.partition(":")
@@ -198,10 +225,13 @@ def _initialise(model: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
 
 
-def _for_training(model: nn.Module) -> nn.Module:
+def _for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.__class__ = _Fp32Conv
+        elif isinstance(module, nn.Conv2d) and recipe.kernels:
+            module.__class__ = _MatrixConv
+            module.weight = nn.Parameter(module.weight.detach().flatten(1))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -239,6 +269,12 @@ def _batches(data: ImageSet, recipe: Recipe, rng: np.random.Generator) -> Iterat
         )
 
 
+def _settle(model: nn.Module, data: ImageSet, recipe: Recipe) -> None:
+    """Measure the statistics of BatchNorm anew: averages of those of other weights don't fit averaged weights."""
+    batches = _batches(data, recipe, np.random.default_rng(recipe.seed))
+    update_bn(islice(batches, SETTLING_BATCHES), model)
+
+
 def predict(model: nn.Module, data: ImageSet, input_size: int) -> NDArray[np.int64]:
     """Classify the centre crops in float32; returns the top classes, (N,) int64."""
     model.eval()
@@ -257,7 +293,7 @@ def train(job: Job, data: ImageSet, held_out: ImageSet, log: Log) -> nn.Module:
     rng = np.random.default_rng(recipe.seed)
     model = build(recipe)
     _initialise(model)
-    model = _for_training(model)
+    model = _for_training(model, recipe)
     follow = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     optimizers = _optimizers(model, recipe)
@@ -282,11 +318,13 @@ def train(job: Job, data: ImageSet, held_out: ImageSet, log: Log) -> nn.Module:
                 scheduler.step()
             average.update_parameters(model)
             losses.append(loss.item())
+        _settle(average.module, data, recipe)
         correct = predict(average.module, held_out, recipe.input_size) == held_out.labels
         seconds = time.perf_counter() - start
         log.tell(f"| {epoch} | {np.mean(losses):.4f} | {correct.mean():.4f} | {seconds:.0f} |")
     shipped = build(recipe)
-    shipped.load_state_dict(average.module.state_dict())
+    own = shipped.state_dict()
+    shipped.load_state_dict({name: value.view_as(own[name]) for name, value in average.module.state_dict().items()})
     return shipped
 
 
@@ -358,20 +396,22 @@ def _per_class(truth: NDArray[np.int64], found: NDArray[np.int64]) -> list[str]:
 
 def _facts(job: Job, log: Log) -> list[str]:
     recipe = job.recipe
-    kwargs = ", ".join(f"{name}={value}" for name, value in recipe.kwargs.items())
+    kwargs = ", ".join(f"{name}={value!r}" for name, value in recipe.kwargs.items())
     versions = f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}, numpy {np.__version__}"
     seconds = ", ".join(f"{part} {value:.0f} s" for part, value in log.seconds.items())
     where = {"--out", "--docs"}
+    matrices = "matrices and dense kernels" if recipe.kernels else "matrices"
     options = [word for at, word in enumerate(sys.argv) if at and not where & {word, sys.argv[at - 1]}]
     command = shlex.join(["python", "scripts/train_tiny.py", *options])
     return [
         f"- Network: `{recipe.module}({kwargs})`, {recipe.input_size}x{recipe.input_size} input",
         f"- Images: rendered set version {rendered.VERSION}: {recipe.images} to train on, {job.held_out} held out "
         f"(split `calib`) for the table, {job.test} (split `test`) used once, at the end",
-        f"- Recipe: Muon for matrices (peak learning rate {recipe.matrix_lr}), AdamW for the rest (peak learning rate "
+        f"- Recipe: Muon for {matrices} (peak learning rate {recipe.matrix_lr}), AdamW for the rest (peak learning rate "
         f"{recipe.lr}), {recipe.warmup:g} epochs of warm-up, cosine to 0, {recipe.epochs} epochs, batch "
         f"{recipe.batch}, weight decay {recipe.weight_decay}, label smoothing {recipe.smoothing}, averaged weights "
         f"(decay {recipe.ema}), gradient norm at most {recipe.clip:g}, seed {recipe.seed}",
+        f"- BatchNorm, where there is any: statistics of the averaged weights, from {SETTLING_BATCHES} training batches",
         "- Arithmetic: bfloat16 autocast, depthwise convolutions and weights in float32, deterministic algorithms, "
         f"{job.threads} CPU thread(s) ({torch.backends.cpu.get_cpu_capability()})",
         f"- Versions: {versions}, Pillow {PIL.__version__}, Python {platform.python_version()}",

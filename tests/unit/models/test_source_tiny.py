@@ -11,7 +11,6 @@ import pytest
 
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models import source_tiny, sources
-from deploykit.models.family import get_family
 from deploykit.models.original import SourceOptions
 
 
@@ -36,15 +35,21 @@ def test_an_unknown_name_is_refused_with_near_ones() -> None:
         sources.resolve("tiny-convnet")
     with pytest.raises(UsageError, match=r"is no model that I know$"):
         sources.resolve("zzzzzz")
-    with pytest.raises(UsageError, match="there is no scheme 'zoo'; there are: py, timm, tiny"):
+    with pytest.raises(UsageError, match=r"there is no scheme 'zoo'; there are: .*timm, tiny"):
         sources.resolve("zoo:tiny-convnext")
     with pytest.raises(UsageError, match="'tiny-convnet' does not ship with the package"):
         sources.resolve("tiny:tiny-convnet")
 
 
-def test_a_shipped_model_takes_no_options() -> None:
+def test_a_shipped_model_takes_no_option_but_one() -> None:
     with pytest.raises(UsageError, match="ships trained: it takes no num_classes, random_weights"):
-        sources.resolve("tiny-convnext", SourceOptions(random_weights=True, num_classes=3))
+        sources.resolve("tiny-convnext", SourceOptions(random_weights=True, num_classes=3, embedding=True))
+
+
+def test_a_network_that_keeps_its_head_has_no_features(zoo: Path) -> None:
+    _change(zoo, module="torch.nn:Flatten", kwargs={})
+    with pytest.raises(UsageError, match=r"--embedding: tiny-convnext .* torch\.nn:Flatten can't leave its head off"):
+        sources.resolve("tiny-convnext", SourceOptions(embedding=True))
 
 
 def test_a_locator_opens_the_same_original_again() -> None:
@@ -92,17 +97,6 @@ def test_a_damaged_card_is_refused(zoo: Path) -> None:
     (zoo / "tiny-convnext.json").write_text("{")
     with pytest.raises(BadInputError, match="is not JSON"):
         sources.resolve("tiny-convnext")
-
-
-@pytest.mark.parametrize("name", source_tiny.tiny_names())
-def test_a_shipped_model_is_what_its_card_says(name: str) -> None:
-    card, original = source_tiny.tiny_card(name), sources.resolve(name)
-    module = sources.open_module(original)
-    assert sum(parameter.numel() for parameter in module.parameters()) == card.parameters <= 2_000_000
-    assert not module.training
-    assert 0.90 <= card.top1.value <= 0.97
-    assert card.top1.n == 10_000
-    assert get_family(card.family).name == card.family
 
 
 def test_the_digest_depends_on_weights_architecture_preprocessing_and_labels(zoo: Path) -> None:
