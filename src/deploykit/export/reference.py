@@ -20,6 +20,8 @@ from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.judge import logits_of, run_rows
 
+#: Golden inputs that an original is asked at once: a network of PyTorch's holds every layer's output while it runs.
+ROWS_AT_A_TIME = 2
 CROPS, LABELS, ANSWERS = "crops.npy", "labels.npy", "answers.npz"
 
 
@@ -94,7 +96,7 @@ class NoOptions:
 
 def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
     with sources.open_original(sources.located(inputs["original"].facts["locator"])) as session:
-        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
+        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)), ROWS_AT_A_TIME)
     save_tensors(workspace.folder / TENSORS, outputs)
     return {}
 
