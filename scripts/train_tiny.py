@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -46,6 +47,11 @@ STD: Final = (0.229, 0.224, 0.225)
 CROP_PCT: Final = 0.875
 EVAL_BATCH: Final = 250
 SETTLING_BATCHES: Final = 50
+TOKENS: Final = {"pos_embed", "cls_token", "reg_token"}
+WHITENING_IMAGES: Final = 500
+#: Where the heads of even and of odd blocks look at first: rows down, columns right.
+NEIGHBOURS: Final = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (-1, -1), (1, -1), (-1, 1)))
+SHARPNESS: Final = 1.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ class Recipe:
     `images` training images are rendered once; every epoch sees each of them once. Muon trains the matrices, at a peak
     rate of `matrix_lr`, and AdamW the rest, at `lr`; both rates warm up for `warmup` epochs, then follow a cosine.
     `ema` is the decay per step of the averaged weights, which are the ones that ship. With `kernels`, the kernels of
-    dense convolutions count as matrices, (out, in * k * k).
+    dense convolutions count as matrices, (out, in * k * k). `local` is how transformers start: `_start_local`.
     """
 
     module: str
@@ -73,6 +79,7 @@ class Recipe:
     ema: float = 0.998
     clip: float = 1.0
     kernels: bool = False
+    local: bool = False
     seed: int = 20_240_607
 
 
@@ -81,6 +88,13 @@ RECIPES: Final[dict[str, Recipe]] = {
         module="timm.models.convnext:ConvNeXt",
         kwargs={"depths": [1, 1, 4, 1], "dims": [32, 64, 128, 192], "ls_init_value": 1.0},
         family="convnext",
+    ),
+    "tiny-convnextv2": Recipe(
+        module="timm.models.convnext:ConvNeXt",
+        kwargs={"depths": [1, 1, 3, 1], "dims": [24, 48, 96, 160], "ls_init_value": None, "use_grn": True},
+        family="convnext",
+        epochs=8,
+        kernels=True,
     ),
     "tiny-mobilenetv3": Recipe(
         module="timm.models.mobilenetv3:_gen_mobilenet_v3",
@@ -95,6 +109,27 @@ RECIPES: Final[dict[str, Recipe]] = {
         family="efficientnetv2",
         epochs=5,
         kernels=True,
+    ),
+    "tiny-dinov2": Recipe(
+        module="timm.models.vision_transformer:VisionTransformer",
+        kwargs={
+            "img_size": 70,
+            "patch_size": 14,
+            "embed_dim": 128,
+            "depth": 5,
+            "num_heads": 4,
+            "init_values": 1.0,
+            "reg_tokens": 4,
+            "no_embed_class": True,
+        },
+        family="dinov2",
+        input_size=70,
+        images=100_000,
+        epochs=8,
+        lr=1.5e-3,
+        matrix_lr=3e-3,
+        kernels=True,
+        local=True,
     ),
 }
 
@@ -225,6 +260,54 @@ def _initialise(model: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
 
 
+def _whitening(images: torch.Tensor, patch: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give kernels (count, 3, patch, patch) and a bias (count,) that whiten the patches of images (N, 3, S, S).
+
+    They find the strongest principal components, of deviation 0.7, which is a cosine's; the weakest stay smaller.
+    """
+    patches = functional.unfold(images.double(), patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(dim=0)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    kernels = 0.7 * (vectors / (values + 1e-3 * values.max()).sqrt()).T.flip(0)[:count]
+    return kernels.view(count, 3, patch, patch).float(), -(kernels @ mean).float()
+
+
+def _shift(waves: torch.Tensor, steps: int) -> torch.Tensor:
+    """Give the matrix (2n, 2n) that takes the cosines and sines of n waves at a place to those `steps` further."""
+    cos, sin = torch.diag(torch.cos(waves * steps)), torch.diag(torch.sin(waves * steps))
+    return torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+
+
+def _start_local(model: VisionTransformer, images: torch.Tensor) -> None:
+    """Let a vision transformer of four heads start as a network of 3x3 convolutions over whitened patches.
+
+    A head's width of channels holds the position, as cosines and sines along columns and rows; nothing else is written
+    there at first, and the other channels take the patch's principal components. Queries are the position one step
+    further and keys are the position, so that each head looks at one neighbour (Zheng et al. 2024, arXiv:2404.01139).
+    It gives a head start: tiny-dinov2 has 34.9 % right after its first epoch, and 28.9 % from a random start.
+    """
+    side, heads = model.patch_embed.grid_size[0], model.blocks[0].attn.num_heads
+    width, place = model.embed_dim, model.embed_dim // heads
+    waves = math.pi / side * (torch.arange(place // 4) + 0.5)
+    angles = torch.arange(side)[:, None] * waves
+    along = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+    kernels, bias = _whitening(images, model.patch_embed.patch_size[0], width - place)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+        model.pos_embed[0, :, :place] = torch.cat([along.repeat(side, 1), along.repeat_interleave(side, dim=0)], dim=1)
+        model.patch_embed.proj.weight[:place], model.patch_embed.proj.bias[:place] = 0.0, 0.0
+        model.patch_embed.proj.weight[place:], model.patch_embed.proj.bias[place:] = kernels, bias
+        for token in (model.cls_token, model.reg_token):
+            nn.init.normal_(token, std=0.5)[..., :place] = 0.0
+        for block, neighbours in zip(model.blocks, cycle(NEIGHBOURS), strict=False):
+            block.attn.proj.weight[:place], block.mlp.fc2.weight[:place] = 0.0, 0.0
+            block.attn.qkv.weight[: 2 * width] *= 0.1
+            queries, keys, _ = block.attn.qkv.weight.view(3, heads, place, width)
+            keys[..., :place] += SHARPNESS * torch.eye(place)
+            for query, (down, right) in zip(queries, neighbours, strict=True):
+                query[:, :place] += SHARPNESS * torch.block_diag(_shift(waves, right), _shift(waves, down))  # type: ignore[no-untyped-call]
+
+
 def _for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
@@ -232,20 +315,21 @@ def _for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
         elif isinstance(module, nn.Conv2d) and recipe.kernels:
             module.__class__ = _MatrixConv
             module.weight = nn.Parameter(module.weight.detach().flatten(1))
+        elif getattr(module, "fused_attn", False):
+            module.fused_attn = False  # type: ignore[assignment]  # the fused kernel is slower in bfloat16 on CPU
     return model.to(memory_format=torch.channels_last)
 
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Make Muon for the matrices and AdamW for the rest; biases, norms and LayerScale don't decay.
+    """Make Muon for the matrices and AdamW for the rest; biases, norms, LayerScale, tokens and positions don't decay.
 
     Muon halves the number of steps that a network from scratch needs here.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    matrices = [p for p in parameters if p.ndim == 2]
+    parameters = dict(model.named_parameters())
+    matrices = [p for p in parameters.values() if p.ndim == 2]
+    kernels = [p for name, p in parameters.items() if p.ndim > 2 and name not in TOKENS]
+    others = [p for name, p in parameters.items() if p.ndim < 2 or name in TOKENS]
+    groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     muon = torch.optim.Muon(
         matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
@@ -293,6 +377,8 @@ def train(job: Job, data: ImageSet, held_out: ImageSet, log: Log) -> nn.Module:
     rng = np.random.default_rng(recipe.seed)
     model = build(recipe)
     _initialise(model)
+    if recipe.local:
+        _start_local(model, to_input(random_crops(data.images[:WHITENING_IMAGES], recipe.input_size, rng)))
     model = _for_training(model, recipe)
     follow = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
@@ -401,6 +487,7 @@ def _facts(job: Job, log: Log) -> list[str]:
     seconds = ", ".join(f"{part} {value:.0f} s" for part, value in log.seconds.items())
     where = {"--out", "--docs"}
     matrices = "matrices and dense kernels" if recipe.kernels else "matrices"
+    start = ", attention that starts as 3x3 convolutions over whitened patches" if recipe.local else ""
     options = [word for at, word in enumerate(sys.argv) if at and not where & {word, sys.argv[at - 1]}]
     command = shlex.join(["python", "scripts/train_tiny.py", *options])
     return [
@@ -410,7 +497,7 @@ def _facts(job: Job, log: Log) -> list[str]:
         f"- Recipe: Muon for {matrices} (peak learning rate {recipe.matrix_lr}), AdamW for the rest (peak learning rate "
         f"{recipe.lr}), {recipe.warmup:g} epochs of warm-up, cosine to 0, {recipe.epochs} epochs, batch "
         f"{recipe.batch}, weight decay {recipe.weight_decay}, label smoothing {recipe.smoothing}, averaged weights "
-        f"(decay {recipe.ema}), gradient norm at most {recipe.clip:g}, seed {recipe.seed}",
+        f"(decay {recipe.ema}), gradient norm at most {recipe.clip:g}, seed {recipe.seed}{start}",
         f"- BatchNorm, where there is any: statistics of the averaged weights, from {SETTLING_BATCHES} training batches",
         "- Arithmetic: bfloat16 autocast, depthwise convolutions and weights in float32, deterministic algorithms, "
         f"{job.threads} CPU thread(s) ({torch.backends.cpu.get_cpu_capability()})",

@@ -23,6 +23,8 @@ IMAGES = 360
 TOLERANCE = 0.065
 FEATURES = {
     "tiny-convnext": 192,
+    "tiny-convnextv2": 160,
+    "tiny-dinov2": 128,
     "tiny-efficientnetv2": 960,
     "tiny-mobilenetv3": 1280,
 }
