@@ -20,7 +20,7 @@ import typer
 
 from deploykit.cli.app import app
 from deploykit.manifest import VERSION, Manifest
-from deploykit.serde import NON_FINITE
+from deploykit.serde import NON_FINITE, is_later
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / f"src/deploykit/schema/manifest.v{VERSION}.schema.json"
@@ -65,7 +65,7 @@ def _reference(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
             "type": "object",
             "description": (kind.__doc__ or "").strip().splitlines()[0],
             "properties": {field: schema_of(hints[field], definitions) for field in fields},
-            "required": fields,
+            "required": [field.name for field in dataclasses.fields(kind) if not is_later(field)],
             "additionalProperties": False,
         }
     return {"$ref": f"#/$defs/{name}"}

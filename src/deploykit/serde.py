@@ -26,6 +26,14 @@ Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
+#: Metadata of a field that came after files were written: None where it is absent, and absent where it is None.
+LATER: Mapping[str, bool] = {"later": True}
+
+
+def is_later(field: dataclasses.Field[Any]) -> bool:
+    """Tell whether a field may be absent from files."""
+    return field.metadata.get("later", False) is True
+
 
 def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type that json.dumps accepts
     """Return `value` (dataclasses, enums, mappings, sequences, scalars) as plain JSON values.
@@ -34,7 +42,8 @@ def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type t
         TypeError: `value` holds something that JSON can't express.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        given = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {field.name: to_json(item) for field, item in given.items() if not (is_later(field) and item is None)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -128,7 +137,7 @@ def _decode_dataclass(kind: type, value: object, where: str) -> object:
     unknown = sorted(set(value) - {field.name for field in fields})
     if unknown:
         raise BadInputError(f"{where}: unknown field {unknown[0]!r} in {kind.__name__}")
-    missing = [field.name for field in fields if field.name not in value]
+    missing = [field.name for field in fields if field.name not in value and not is_later(field)]
     if missing:
         raise BadInputError(f"{where}: field {missing[0]!r} of {kind.__name__} is missing")
     hints = _field_types(kind)

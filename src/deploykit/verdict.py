@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import worst_exit_code
+from deploykit.serde import LATER
 
 #: The code of a verdict that could not be reached.
 INCONCLUSIVE_EXIT = 6
@@ -43,11 +45,12 @@ class GateKind(str, Enum):
     DRIFT = "drift"
     LATENCY = "latency"
     AXIS = "axis"
+    EXECUTION = "execution"
 
     @property
     def exit_code(self) -> int:
         """The code that the command line ends with when such a gate fails."""
-        return {GateKind.DRIFT: 3, GateKind.LATENCY: 4, GateKind.AXIS: 8}[self]
+        return {GateKind.DRIFT: 3, GateKind.LATENCY: 4, GateKind.AXIS: 8, GateKind.EXECUTION: 8}[self]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Budget:
         untied_flips: Most top-1 changes where the reference's margin is no tie.
         agreement: Least share of equal top-1 answers, 0..1.
         accuracy_drop: Largest loss of top-1 accuracy, 0..1.
+        int8_share: Least share of the multiply-adds that the runtime must run in 8 bits, 0..1.
     """
 
     relative_max: float | None = None
@@ -69,6 +73,48 @@ class Budget:
     untied_flips: int | None = None
     agreement: float | None = None
     accuracy_drop: float | None = None
+    int8_share: float | None = field(default=None, metadata=LATER)
+
+
+#: What artifacts are made in and what runtimes compute in, from fine to coarse, under the names of their budgets.
+GRADES: Final = ("f32", "f16", "int8-weights", "bf16", "int8")
+#: Precisions of artifacts to grades, where the names differ.
+GRADE_OF: Final[Mapping[str, str]] = {"fp32": "f32", "fp16": "f16"}
+
+
+def grade_of(precision: str, ran: str) -> str:
+    """Return the name of the budget that an artifact is held to: the coarser of what it is made in and what it ran in.
+
+    Args:
+        precision: Of the artifact, such as "fp16".
+        ran: That a session computes in, such as "bf16".
+    """
+    made = GRADE_OF.get(precision, precision)
+    return max(made, ran, key=GRADES.index) if {made, ran} <= set(GRADES) else ran
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A layer as a runtime ran it.
+
+    Attributes:
+        name: In the runtime's own graph.
+        operator: In the runtime's own words.
+        precision: That it multiplies in: "int8", "f32", ...
+        macs: Its multiply-adds.
+    """
+
+    name: str
+    operator: str
+    precision: str
+    macs: int
+
+
+def int8_share(layers: Iterable[Executed]) -> float:
+    """Return the share of the multiply-adds that ran in 8 bits; of no layers at all, 0."""
+    layers = tuple(layers)
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if layer.precision == "int8") / total if total else 0.0
 
 
 @dataclass(frozen=True)

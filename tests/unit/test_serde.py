@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -213,3 +213,17 @@ def test_what_json_cannot_hold_is_refused(value: object) -> None:
 
 def test_canonical_bytes_are_ascii_without_space() -> None:
     assert serde.canonical_bytes({"ö": [1, None], "a": Colour.RED}) == b'{"a":"red","\\u00f6":[1,null]}'
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A record that got a field after files were written."""
+
+    old: int
+    new: float | None = field(default=None, metadata=serde.LATER)
+
+
+def test_a_field_that_came_later_may_be_absent_and_is_not_written_without_a_value() -> None:
+    assert serde.from_json(Grown, {"old": 1}) == Grown(1)
+    assert serde.to_json(Grown(1)) == {"old": 1}
+    assert serde.from_json(Grown, serde.to_json(Grown(1, 0.5))) == Grown(1, 0.5)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import gate, judgement
 
-from deploykit.verdict import GateKind, GateResult, Judgement, Report, Verdict
+from deploykit.verdict import Executed, GateKind, GateResult, Judgement, Report, Verdict, grade_of, int8_share
 
 PASS, FAIL, UNSURE, NOT_RUN = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_RUN
 DRIFT, LATENCY, AXIS = GateKind.DRIFT, GateKind.LATENCY, GateKind.AXIS
@@ -29,7 +29,7 @@ def test_one_failure_fails_the_whole_and_nothing_is_no_pass(verdicts: list[Verdi
 
 
 def test_each_kind_of_gate_has_its_exit_code() -> None:
-    assert {kind: kind.exit_code for kind in GateKind} == {DRIFT: 3, LATENCY: 4, AXIS: 8}
+    assert {kind: kind.exit_code for kind in GateKind} == {DRIFT: 3, LATENCY: 4, AXIS: 8, GateKind.EXECUTION: 8}
 
 
 def skipped(reason: str = "no such runtime") -> Judgement:
@@ -115,3 +115,26 @@ def test_a_report_counts_and_names_what_was_not_run() -> None:
     assert {verdict: report.count(verdict) for verdict in Verdict} == {PASS: 2, FAIL: 0, UNSURE: 0, NOT_RUN: 1}
     label = "net.fp32.ort (onnxruntime cpu f32 1 threads session.intra_op.allow_spinning=0)"
     assert report.not_run == (f"{label}: no OpenVINO", f"{label}: a", f"{label}: b")
+
+
+@pytest.mark.parametrize(
+    ("precision", "ran", "grade"),
+    [
+        ("fp32", "f32", "f32"),
+        ("fp32", "bf16", "bf16"),
+        ("fp16", "f32", "f16"),
+        ("fp16", "f16", "f16"),
+        ("fp16", "bf16", "bf16"),
+        ("int8", "f32", "int8"),
+        ("int8", "bf16", "int8"),
+        ("fp32", "tf32", "tf32"),
+    ],
+)
+def test_a_run_is_held_to_the_coarser_of_what_was_made_and_what_ran(precision: str, ran: str, grade: str) -> None:
+    assert grade_of(precision, ran) == grade
+
+
+def test_the_share_in_8_bits_is_one_of_multiply_adds() -> None:
+    layers = [Executed("a", "Conv", "int8", 300), Executed("b", "Conv", "f32", 100)]
+    assert int8_share(layers) == 0.75
+    assert int8_share([]) == 0.0

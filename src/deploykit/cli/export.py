@@ -20,6 +20,8 @@ EXAMPLES = (
     "deploykit export tf_efficientnetv2_s --random-weights --openvino --no-bench",
     "deploykit export hf:path/to/folder --data labels.csv --ort",
     "deploykit export model.onnx --openvino",
+    "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
+    "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
@@ -33,6 +35,8 @@ def export(
         ),
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Precision float16, with float32 where half overflows.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Precision int8, calibrated on --calib.")] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
     cell: Annotated[
@@ -52,6 +56,13 @@ def export(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the model's own images to judge on.")
     ] = 2000,
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Images to measure activations on, for int8: a folder, a .npy or .npz."),
+    ] = None,
+    calib_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take.")] = 300,
+    calib_seed: Annotated[int, typer.Option(metavar="N", help="What the choice is drawn from.")] = 0,
+    calib_few: Annotated[bool, typer.Option("--calib-few", help="Take fewer than 32 images.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't judge against the original.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
@@ -81,12 +92,16 @@ def export(
     from deploykit.workflow.options import ExportOptions
 
     options = ExportOptions(
-        cells=_cells({"fp32": fp32}, {"ort": ort, "openvino": openvino}, cell or []),
+        cells=_cells({"fp32": fp32, "fp16": fp16, "int8": int8}, {"ort": ort, "openvino": openvino}, cell or []),
         out=str(out) if out else None,
         batch=batch,
         dynamic=tuple(dynamic or ()),
         data=str(data) if data else None,
         eval_size=eval_size,
+        calib=str(calib) if calib else None,
+        calib_size=calib_size,
+        calib_seed=calib_seed,
+        calib_few=calib_few,
         verify=not no_verify,
         bench=not no_bench,
         replace=replace,
@@ -158,6 +173,8 @@ def _print_plan(preview: Preview) -> None:
     graphs = [node.stage.name for node in nodes if node.stage.makes == "graph"]
     measured = dict.fromkeys(node.stage.name for node in nodes if node.stage.makes in {"judgement", "timings"})
     words = [*graphs, f"[{cells}]", *measured]
+    for note in preview.notes:
+        console.print(f"note  {note}", markup=False)
     console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes", markup=False)
 
 

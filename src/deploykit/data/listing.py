@@ -70,16 +70,16 @@ def from_folder(root: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
     """
     faults = Faults(str(root))
     classes, folders = ClassNames(labels), list[tuple[int, Path]]()
-    for child in _children(root):
+    for child in children(root):
         if child.is_dir():
             _take_class(child, classes, folders, faults)
-        elif _is_image(child):
+        elif is_image(child):
             faults.add(f"{child.name} lies outside the class folders")
         elif child.is_symlink() and not child.exists():
             faults.add(f"{child.name} is a link that leads nowhere")
     found = []
     for label, folder in sorted(folders):
-        for path in _children(folder):
+        for path in children(folder):
             wrong = _misplaced(path)
             if wrong:
                 faults.add(f"{path.relative_to(root)} {wrong}")
@@ -110,18 +110,19 @@ def _misplaced(path: Path) -> str:
     """Return what is wrong with something in a class folder; "" where it is an image file."""
     if path.is_dir():
         return "is a folder within a class"
-    if not _is_image(path):
+    if not is_image(path):
         return "is no image file"
     return unreachable(path)
 
 
-def _children(folder: Path) -> list[Path]:
+def children(folder: Path) -> list[Path]:
     """Return what lies in `folder` in order of names, without what is hidden or litter."""
     names = sorted(path.name for path in folder.iterdir())
     return [folder / name for name in names if not name.startswith(".") and name.lower() not in LITTER]
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Tell whether a file is called as image files are."""
     return path.suffix.lower() in images.SUFFIXES
 
 

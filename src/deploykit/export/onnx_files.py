@@ -7,6 +7,7 @@ A graph that stages hand to one another lies in two files: `model.onnx`, a few h
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,13 @@ def save_apart(model: onnx_ir.Model, folder: Path) -> onnx.ModelProto:
 
     onnx_ir.save(model, folder / MODEL, external_data=WEIGHTS, size_threshold_bytes=INLINE_BELOW)
     return load(folder / MODEL)
+
+
+def bring_weights(source: Path, folder: Path) -> None:
+    """Copy the weights of the graph at `source`, where they lie apart, into `folder`: runtimes and checkers refuse links."""
+    weights = source.parent / WEIGHTS
+    if weights.exists():
+        shutil.copyfile(weights, folder / WEIGHTS)
 
 
 def refer(model: onnx.ModelProto, name: str) -> None:

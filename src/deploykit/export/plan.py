@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
-from deploykit.errors import BakedAxisError, Hint, UsageError
-from deploykit.export import adopt, reference, rewrite, simplify, trace
+from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
+from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, trace
+from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
+from deploykit.export.quantize import stage as quantize
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
@@ -16,10 +18,9 @@ from deploykit.models.original import Original
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
 ORIGINAL = "original"
-CALIBRATION, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
+GOLDEN_IMAGES, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
-
-PRECISIONS = ("fp32",)
+CALIBRATION, RANGES = "calibration-images", "ranges"
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +67,7 @@ class Request:
         dynamic: Axes that stay open.
         golden: The images that golden inputs are taken from.
         evaluation: Labelled images for the task gates; None leaves them out.
+        calibration: Images that activations are measured on; None where no cell needs any.
     """
 
     cells: tuple[Cell, ...]
@@ -73,6 +75,7 @@ class Request:
     dynamic: tuple[str, ...]
     golden: ImagesRequest
     evaluation: ImagesRequest | None
+    calibration: CalibrationRequest | None = None
 
 
 def original_item(original: Original) -> Item:
@@ -84,21 +87,15 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     """Return the family and each cell's target.
 
     Raises:
-        UsageError: An unknown precision, target or axis, a cell that a target can't take, or contradicting shapes.
+        UsageError: An unknown precision, target or axis, a cell that a target can't take, no calibration images, or
+            contradicting shapes.
+        UnsupportedError: A target runs a precision rightly with fixed axes only.
         BakedAxisError: An axis is to stay open that the original has fixed.
     """
     family = get_family(original.family)
     if not request.cells:
         raise UsageError("nothing to export: name a precision and a target", Hint("--fp32 --ort"))
-    targets = {}
-    for cell in request.cells:
-        if cell.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {cell.precision!r}; there are: {', '.join(PRECISIONS)}")
-        if cell.target not in target_names():
-            raise UsageError(f"unknown target {cell.target!r}; there are: {', '.join(target_names())}")
-        targets[cell] = get_target(cell.target)
-        if cell.precision not in targets[cell].runs:
-            raise UsageError(f"target {cell.target!r} takes {', '.join(targets[cell].runs)}, not {cell.precision!r}")
+    targets = {cell: _target(cell, request) for cell in request.cells}
     unknown = [axis for axis in request.dynamic if axis not in family.axes]
     if unknown:
         raise UsageError(f"{family.title} has no axis {unknown[0]!r} to leave open; it has: {', '.join(family.axes)}")
@@ -109,6 +106,28 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
     return family, targets
+
+
+def _target(cell: Cell, request: Request) -> Target:
+    """Return a cell's target. Raises what `check_request` does."""
+    if cell.precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {cell.precision!r}; there are: {', '.join(PRECISIONS)}")
+    if cell.target not in target_names():
+        raise UsageError(f"unknown target {cell.target!r}; there are: {', '.join(target_names())}")
+    target = get_target(cell.target)
+    if cell.precision not in target.runs:
+        raise UsageError(f"target {cell.target!r} takes {', '.join(target.runs)}, not {cell.precision!r}")
+    if request.dynamic and cell.precision in target.static:
+        raise UnsupportedError(
+            f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
+            Hint("--batch N", "instead of --dynamic"),
+        )
+    if cell.precision in CALIBRATED and request.calibration is None:
+        raise UsageError(
+            f"{cell.precision} needs images to measure activations on, such as the model will see",
+            Hint("--calib DIR", "a folder of about 300; they need no labels"),
+        )
+    return target
 
 
 def _check_fixed_batch(name: str, fixed: int, request: Request) -> None:
@@ -130,12 +149,12 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     graphs = _graphs(original, family, request)
     hub = graphs[-1].id
     nodes = [
-        _images_node(CALIBRATION, request.golden, original),
+        _images_node(GOLDEN_IMAGES, request.golden, original),
         Node(
             GOLDEN,
             reference.GOLDEN,
             reference.GoldenOptions(golden_count, original.input_name, recipe),
-            {"images": CALIBRATION},
+            {"images": GOLDEN_IMAGES},
         ),
         *graphs,
         Node(
@@ -146,19 +165,81 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         ),
         Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": hub, "golden": GOLDEN}),
     ]
-    for cell, target in targets.items():
-        options = PackageOptions(stem_of(original, cell), original.labels, recipe)
-        nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": hub}))
     if request.evaluation is not None:
         nodes.append(_images_node(EVALUATION, request.evaluation, original))
+    setting = Setting(original, family, request, hub)
+    for cell, target in targets.items():
+        chain = PRECISIONS[cell.precision](setting, cell, target)
+        known = {node.id for node in nodes}
+        nodes += [node for node in chain.nodes if node.id not in known]
+        options = PackageOptions(stem_of(original, cell), cell.precision, original.labels, recipe)
+        nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": chain.graph}))
+    if request.evaluation is not None:
         inputs = {"original": ORIGINAL, "images": EVALUATION}
         nodes.append(Node(ANSWERS, reference.answers_stage(original), reference.AnswersOptions(recipe), inputs))
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
 
 
 def hub_of(plan: Plan) -> str:
-    """Return the id of the node whose graph every target starts from: the last one that makes a graph."""
-    return [node.id for node in plan.nodes if node.stage.makes == "graph"][-1]
+    """Return the id of the node whose graph every precision and target starts from."""
+    return next(node.inputs["graph"] for node in plan.nodes if node.id == HUB_OUTPUTS)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the way from the hub graph to a precision may depend on, beside its cell; `hub` is the node of the graph."""
+
+    original: Original
+    family: Family
+    request: Request
+    hub: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The way from the hub graph to a precision: nodes, some of which other cells share, and the node of the last graph."""
+
+    graph: str
+    nodes: tuple[Node, ...] = field(default=())
+
+
+def _as_it_is(setting: Setting, _cell: Cell, _target: Target) -> Chain:
+    return Chain(setting.hub)
+
+
+def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
+    """Cast by the ranges of the calibration images, where there are any, else of the golden inputs."""
+    measured = _ranges(setting)
+    options = cast.CastOptions(cell.precision, setting.family.islands)
+    node = Node(f"cast-{cell.precision}", cast.STAGE, options, {"graph": setting.hub, "ranges": measured[-1].id})
+    return Chain(node.id, (*measured, node))
+
+
+def _int8(setting: Setting, _cell: Cell, target: Target) -> Chain:
+    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+    measured = _ranges(setting)
+    options = quantize.QuantizeOptions(setting.family.int8, target.placement)
+    inputs = {"graph": setting.hub, "ranges": measured[-1].id}
+    node = Node(f"quantize-{target.name}", quantize.STAGE, options, inputs)
+    return Chain(node.id, (*measured, node))
+
+
+def _ranges(setting: Setting) -> tuple[Node, ...]:
+    """Return the nodes that measure activations, the last of which makes the table."""
+    original, request = setting.original, setting.request
+    options = ranges.RangesOptions(original.input_name, original.preprocess)
+    if request.calibration is None:
+        return (Node(RANGES, ranges.FROM_GOLDEN, options, {"graph": setting.hub, "golden": GOLDEN}),)
+    judged = {"evaluation": EVALUATION} if request.evaluation is not None else {}
+    stage = calibrate.calibration_stage(with_evaluation=bool(judged))
+    images = Node(CALIBRATION, stage, CalibrationOptions.of(request.calibration, original.preprocess), judged)
+    return images, Node(RANGES, ranges.FROM_IMAGES, options, {"graph": setting.hub, "images": CALIBRATION})
+
+
+#: Precisions that can be asked for, and the way from the hub graph to each.
+PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {"fp32": _as_it_is, "fp16": _half, "int8": _int8}
+#: Those that need calibration images.
+CALIBRATED = frozenset({"int8"})
 
 
 def _graphs(original: Original, family: Family, request: Request) -> list[Node]:

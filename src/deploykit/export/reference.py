@@ -56,14 +56,14 @@ def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspac
     crops = np.lib.format.open_memmap(
         str(workspace.folder / CROPS), mode="w+", dtype=np.uint8, shape=(len(images), height, width, channels)
     )
-    _reserve(workspace.folder / CROPS)
+    reserve(workspace.folder / CROPS)
     prepare_crops(images, options.preprocess, crops, workspace.progress)
     crops.flush()
     np.save(workspace.folder / LABELS, np.asarray(images.labels, np.int64))
     return {"images": len(images), "set": options.images}
 
 
-def _reserve(path: Path) -> None:
+def reserve(path: Path) -> None:
     """Give every byte of a mapped file its place: a disk that is full when a page is written ends the process without a word.
 
     Raises:

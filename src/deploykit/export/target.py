@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deploykit import registry
 from deploykit.artifact import Preprocess, RunConfig
+from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Stage
 
 GROUP = "deploykit.targets"
@@ -18,11 +19,13 @@ class PackageOptions:
 
     Attributes:
         stem: Name of the files, without the target's endings.
+        precision: Of the artifact, embedded in the file.
         labels: Class names by index, embedded in the file.
         preprocess: From image to input, embedded in the file.
     """
 
     stem: str
+    precision: str
     labels: tuple[str, ...]
     preprocess: Preprocess
 
@@ -38,6 +41,8 @@ class Target:
         endings: Of the files that share a stem, the main file's first.
         stage: Makes the files from the hub graph.
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
+        placement: How it wants Q/DQ; None where it takes no int8.
+        static: Precisions that it computes rightly only where every axis is fixed.
     """
 
     name: str
@@ -46,6 +51,8 @@ class Target:
     endings: tuple[str, ...]
     stage: Stage[PackageOptions]
     runs: Mapping[str, tuple[RunConfig, ...]]
+    placement: Placement | None = None
+    static: frozenset[str] = frozenset()
 
 
 def get_target(name: str) -> Target:

@@ -7,6 +7,7 @@ is built for an image size, so the graph holds them as constants: an antialiased
 from __future__ import annotations
 
 from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.verdict import Budget
 
 FAMILY = Family(
     name="dinov2",
@@ -14,6 +15,11 @@ FAMILY = Family(
     matches=("vit_*_dinov2*", "vit_*_reg4_dinov2*"),
     opset=20,  # at 23 attention becomes one operator, which not every runtime takes
     axes=BATCH,
-    budgets=BUDGETS,
+    budgets={
+        **BUDGETS,
+        "f16": Budget(sqnr_db=40.0, cosine=0.9998, agreement=0.99, accuracy_drop=0.005),
+        "int8": Budget(sqnr_db=20.0, cosine=0.993, agreement=0.97, accuracy_drop=0.01, int8_share=0.8),
+    },
+    islands=("decomposed-norms",),
     rewrites=("fold-scales", "direct-transposes", "early-selections"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.verdict import Budget
 
 FAMILY = Family(
     name="efficientnetv2",
@@ -10,6 +11,9 @@ FAMILY = Family(
     matches=("tf_efficientnetv2*", "efficientnetv2*"),
     opset=20,
     axes=BATCH,
-    budgets=BUDGETS,
+    budgets={
+        **BUDGETS,
+        "int8": Budget(sqnr_db=20.0, cosine=0.995, agreement=0.96, accuracy_drop=0.01, int8_share=0.9),
+    },
     rewrites=("global-pools",),
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from deploykit import registry
+from deploykit.models.precision import Int8Recipe
 from deploykit.verdict import Budget
 
 GROUP = "deploykit.families"
@@ -38,7 +39,9 @@ BATCH = {"batch": AxisRule(dim=0, min=1, max=256, step=1, traced=2)}
 #: Bounds that hold for models of any kind; bfloat16 rounds to 8 bits, three fewer than float16: 18 dB below its usual 46.
 BUDGETS = {
     "f32": Budget(relative_max=1e-4, sqnr_db=80.0, cosine=0.999999, untied_flips=0),
+    "f16": Budget(sqnr_db=45.0, cosine=0.9995, agreement=0.99, accuracy_drop=0.005),
     "bf16": Budget(sqnr_db=28.0, cosine=0.998, agreement=0.98, accuracy_drop=0.01),
+    "int8": Budget(sqnr_db=15.0, cosine=0.98, agreement=0.95, accuracy_drop=0.01, int8_share=0.8),
 }
 
 
@@ -52,8 +55,10 @@ class Family:
         matches: Shell patterns of timm's names; of all families that match, the one with the longest pattern is taken.
         opset: ONNX opset that keeps the family's operators whole.
         axes: Dimensions that may be dynamic, by name.
-        budgets: How far an artifact may drift, by the precision that it ran in ("f32", "bf16", ...).
+        budgets: How far an artifact may drift, by grade: see `deploykit.verdict.GRADES`.
         rewrites: Names of exact rewrites of the simplified graph, in the order in which they are done.
+        islands: Rules of `deploykit.export.islands.RULES`: what stays float32 in half precision.
+        int8: How it is quantized.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Family:
     axes: Mapping[str, AxisRule]
     budgets: Mapping[str, Budget]
     rewrites: tuple[str, ...] = ()
+    islands: tuple[str, ...] = ()
+    int8: Int8Recipe = field(default_factory=Int8Recipe)
 
 
 def get_family(name: str) -> Family:

@@ -11,4 +11,5 @@ FAMILY = Family(
     opset=20,
     axes=BATCH,
     budgets=BUDGETS,
+    islands=("grn", "decomposed-norms", "group-norm-before-21"),
 )

@@ -14,12 +14,16 @@ from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
 from deploykit.runtime import drift, gate
 from deploykit.runtime.backends.base import Session, Tensor
-from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict
+from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict, grade_of, int8_share
 
 ORIGINAL, HUB = "original", "hub"
 #: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
 AXIS_SIZES = (1, 3, 5, 8)
 CHUNK = 16
+#: Where a file says what precision it was made in.
+PRECISION_KEY = "deploykit.precision"
+#: How many layers a message names.
+NAMED = 3
 #: What the same row must keep at another batch size where the budget bounds no numeric metric.
 DEFAULT_ROW_COSINE = 0.99
 
@@ -65,9 +69,10 @@ class Brief:
 
     Attributes:
         golden: Always judged.
-        budgets: By the precision that a session computes in.
+        budgets: By grade; see `deploykit.verdict.GRADES`.
         axes: Declared dynamic axes by name, with the size that each was traced at.
         evaluation: Labelled images; None leaves the task gates out.
+        precision: Of the artifact; "" takes what its file says, or fp32.
         without_evaluation: Why they could not be had though they should have been; "" where there were never any.
     """
 
@@ -75,6 +80,7 @@ class Brief:
     budgets: Mapping[str, Budget]
     axes: Mapping[str, int] = field(default_factory=dict)
     evaluation: Evaluation | None = None
+    precision: str = ""
     without_evaluation: str = ""
 
 
@@ -116,11 +122,10 @@ def judge(
     except MissingComponentError as error:
         return not_run(artifact, run, error.message)
     with session:
-        budget = brief.budgets.get(session.ran.precision)
+        grade = grade_of(brief.precision or session.metadata.get(PRECISION_KEY, "fp32"), session.ran.precision)
+        budget = brief.budgets.get(grade)
         if budget is None:
-            raise UnsupportedError(
-                f"{artifact}: no budget for a run in {session.ran.precision}; there are: {', '.join(brief.budgets)}"
-            )
+            raise UnsupportedError(f"{artifact}: no budget for {grade}; there are: {', '.join(brief.budgets)}")
         gates, metrics, skipped, reason = _measure(session, brief, budget, progress)
         verdict = Verdict.worst(result.verdict for result in gates)
         verdict = Verdict.FAIL if reason else verdict
@@ -138,6 +143,9 @@ def _measure(
         _crash(lambda: _judge_golden(session, brief.golden, budget, gates, metrics)),
         _crash(lambda: gates.extend(_judge_axes(session, brief, budget, skipped))),
     ]
+    if budget.int8_share is not None:
+        least = budget.int8_share
+        crashes.append(_crash(lambda: gates.append(_judge_share(session, brief.golden, least, metrics))))
     if brief.evaluation is not None:
         evaluation = brief.evaluation
         crashes.append(_crash(lambda: _judge_task(session, evaluation, budget, (gates, metrics), progress)))
@@ -212,6 +220,27 @@ def _numeric_gates(
         metrics[metric if reference == ORIGINAL else f"{metric}_from_{reference}"] = value
         if bound is not None:
             yield gate.numeric_gate(metric, value, bound, higher_is_better=higher, reference=reference, n=n)
+
+
+def _judge_share(session: Session, golden: Golden, least: float, metrics: dict[str, float]) -> GateResult:
+    """Ask the runtime in how many bits it multiplies: accuracy can't see a layer that silently runs in float."""
+    layers = session.executed(feeds_of(session.inputs, golden, 1))
+    metrics["int8_share"] = share = int8_share(layers)
+    slow = sorted((layer for layer in layers if layer.precision != "int8"), key=lambda layer: -layer.macs)
+    names = ", ".join(layer.name for layer in slow[:NAMED])
+    return GateResult(
+        kind=GateKind.EXECUTION,
+        metric="int8_share",
+        reference="itself",
+        value=share,
+        lower=share,
+        upper=share,
+        bound=least,
+        higher_is_better=True,
+        n=len(layers),
+        verdict=Verdict.PASS if share >= least else Verdict.FAIL,
+        reason="" if share >= least else f"too little runs in 8 bits; of the rest the largest are {names}",
+    )
 
 
 def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:

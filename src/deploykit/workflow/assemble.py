@@ -69,6 +69,7 @@ class Assembly:
         rules = get_family(story.original.family).axes
         axes = {name: Axis(name, rule.min, max(rule.min, 1), rule.max, rule.step) for name, rule in rules.items()}
         graph = onnx_files.load(self.hub.path(onnx_files.MODEL)).graph
+        parents = {node.id: node.inputs.get("graph", "") for node in story.plan.nodes}
         for cell in story.cells:
             target, name = get_target(cell.target), plans.artifact_name(story.original, cell)
             stem = plans.stem_of(story.original, cell)
@@ -80,7 +81,7 @@ class Assembly:
                 inputs=onnx_files.specs(graph.input, axes),
                 outputs=onnx_files.specs(graph.output, axes),
                 files=self.artifact_files(self.items[name], stem, target),
-                parent=self.hub.digest,
+                parent=self.items[parents[name]].digest,
                 runs=target.runs[cell.precision],
             )
 

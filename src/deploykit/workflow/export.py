@@ -11,10 +11,12 @@ from pathlib import Path
 
 from deploykit import optional, serde
 from deploykit.bundle import Bundle, BundleWriter
+from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.data.imageset import open_imageset, rendered_images
 from deploykit.errors import Hint, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache
+from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.stage import Node, Plan
 from deploykit.manifest import Machine
@@ -22,11 +24,12 @@ from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.runtime.backends.base import get_backend
 from deploykit.verdict import Report
 from deploykit.workflow import measure
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.memory import resolve
-from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
+from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 
 BENCH = "bench"
 #: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
@@ -51,6 +54,7 @@ class Preview:
         axes: Dynamic axes, with the size that each is traced at.
         out: Where the bundle will lie.
         plan: What will be run.
+        notes: What is not quite as it was asked for.
     """
 
     original: Original
@@ -58,6 +62,7 @@ class Preview:
     axes: Mapping[str, int]
     out: Path
     plan: Plan
+    notes: tuple[str, ...] = ()
 
 
 def prepare(model: str, options: ExportOptions) -> Preview:
@@ -75,6 +80,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         dynamic=tuple(dict.fromkeys(options.dynamic)),
         golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
+        calibration=_calibration(original, options),
     )
     made = plan.make_plan(original, request, GOLDEN_COUNT)
     whole = _with_measurements(original, request, options, made)
@@ -84,7 +90,8 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     _check_disk(out, original, len(request.cells))
     family = get_family(original.family)
     axes = {name: family.axes[name].traced for name in request.dynamic}
-    return Preview(original, request.cells, axes, out, whole)
+    notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
+    return Preview(original, request.cells, axes, out, whole, notes)
 
 
 def export_model(
@@ -147,6 +154,17 @@ def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesReques
     return _images(original.images, original, options.eval_size) if original.images else None
 
 
+def _calibration(original: Original, options: ExportOptions) -> CalibrationRequest | None:
+    """Return the images to calibrate on; the model's own where it has some and a cell needs them."""
+    needed = any(plan.Cell.parse(cell).precision in plan.CALIBRATED for cell in options.cells)
+    name = options.calib or (RENDERED_CALIBRATION if needed and original.images else None)
+    if name is None:
+        return None
+    return resolve_calibration(
+        name, options.calib_size, options.calib_seed, original.labels, original.preprocess, few=options.calib_few
+    )
+
+
 def _with_measurements(original: Original, request: plan.Request, options: ExportOptions, made: Plan) -> Plan:
     """Add a judge node per artifact and RunConfig, and one bench node over all."""
     family, targets = plan.check_request(original, request)
@@ -165,8 +183,11 @@ def _with_measurements(original: Original, request: plan.Request, options: Expor
         if request.evaluation is not None:
             inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
         for run in target.runs[cell.precision]:
-            candidates.append((name, file, run))
-            judging = measure.JudgeOptions(name, file, run, family.budgets, axes, original.preprocess, machine)
+            if not get_backend(run.backend).stands_in:
+                candidates.append((name, file, run))
+            judging = measure.JudgeOptions(
+                name, file, run, family.budgets, cell.precision, axes, original.preprocess, machine
+            )
             stage = measure.judge_stage(run, with_images=request.evaluation is not None)
             if options.verify:
                 nodes.append(Node(judge_id(name, run.label), stage, judging, inputs))
@@ -245,6 +266,10 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--batch {options.batch}"] if options.batch != 1 else []
     words += [f"--dynamic {axis}" for axis in options.dynamic]
     words += [f"--data {options.data}"] if options.data else []
+    words += [f"--calib {options.calib}"] if options.calib else []
+    words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
+    words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
+    words += ["--calib-few"] if options.calib_few else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []

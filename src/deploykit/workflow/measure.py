@@ -36,7 +36,8 @@ class JudgeOptions:
         artifact: Its name.
         file: Its main file.
         run: How it is run.
-        budgets: Bounds by the precision that it then computes in.
+        budgets: Bounds by grade; see `deploykit.verdict.GRADES`.
+        precision: Of the artifact.
         axes: Dynamic axes and the sizes that they were traced at.
         preprocess: How crops become inputs.
         machine: Where: a verdict is not carried from one machine to another.
@@ -46,6 +47,7 @@ class JudgeOptions:
     file: str
     run: RunConfig
     budgets: Mapping[str, Budget]
+    precision: str
     axes: Mapping[str, int]
     preprocess: Preprocess
     machine: Machine
@@ -63,6 +65,7 @@ def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts
         budgets=options.budgets,
         axes=options.axes,
         evaluation=evaluation,
+        precision=options.precision,
     )
     path = str(inputs["artifact"].path(options.file))
     backend = get_backend(options.run.backend)
@@ -79,7 +82,7 @@ _NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.ORIGINAL: "tensor
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
     """Return the stage that judges in this RunConfig, with labelled images or without."""
     takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
-    return Stage("judge", 1, takes, "judgement", (get_backend(run.backend).module,), _judge)
+    return Stage("judge", 2, takes, "judgement", (get_backend(run.backend).module,), _judge)
 
 
 @dataclass(frozen=True)

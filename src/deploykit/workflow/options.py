@@ -14,6 +14,8 @@ EVALUATION_COUNT = 2000
 #: Golden inputs of a bundle: how many, and the images that they are taken from.
 GOLDEN_COUNT = 16
 GOLDEN_IMAGES = "rendered:calib"
+#: Images that activations are measured on.
+CALIB_SIZE = 300
 
 
 def golden_size(recipe: Preprocess) -> int:
@@ -32,6 +34,10 @@ class ExportOptions:
         dynamic: Axes of the input that stay open, such as "batch"; each is verified at three sizes off the traced one.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
+        calib: Images that activations are measured on, for int8: a folder, a .npy or .npz; None takes the model's own set.
+        calib_size: How many of them are taken.
+        calib_seed: What the choice is drawn from.
+        calib_few: Fewer than 32 are enough.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
         replace: Write into a folder that holds another original's bundle or other files.
@@ -46,6 +52,10 @@ class ExportOptions:
     dynamic: tuple[str, ...] = ()
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
+    calib: str | None = None
+    calib_size: int = CALIB_SIZE
+    calib_seed: int = 0
+    calib_few: bool = False
     verify: bool = True
     bench: bool = True
     replace: bool = False

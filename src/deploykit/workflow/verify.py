@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,12 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     references = {name: load_tensors(bundle.root / record.path) for name, record in manifest.golden.references.items()}
     golden = judge.Golden(load_tensors(bundle.root / manifest.golden.inputs.path), references)
     evaluation, reason = _bundle_evaluation(bundle, options)
-    brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, reason)
-    jobs = [(artifact.name, run, root / artifact.main.path) for artifact in manifest.artifacts for run in artifact.runs]
-    return Report(str(root), tuple(_judgements(jobs, brief, progress)))
+    brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
+    found: list[Judgement] = []
+    for artifact in manifest.artifacts:
+        jobs = [(artifact.name, run, root / artifact.main.path) for run in artifact.runs]
+        found += _judgements(jobs, replace(brief, precision=artifact.precision), progress)
+    return Report(str(root), tuple(found))
 
 
 def _judgements(

@@ -21,7 +21,7 @@ from deploykit.export.target import PackageOptions
 from deploykit.models import sources
 from deploykit.runtime.backends.base import get_backend
 
-OPTIONS = PackageOptions("net.fp32", ("a", "b"), RECIPE)
+OPTIONS = PackageOptions("net.fp32", "fp32", ("a", "b"), RECIPE)
 
 
 @pytest.fixture

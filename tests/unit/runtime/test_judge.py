@@ -280,7 +280,7 @@ def test_a_broken_file_is_bad_input_and_no_verdict(tmp_path: Path) -> None:
 
 def test_a_precision_without_a_budget_is_unsupported(tmp_path: Path) -> None:
     what = brief(budgets={"bf16": STRICT, "f16": STRICT})
-    with pytest.raises(UnsupportedError, match="no budget for a run in f32; there are: bf16, f16"):
+    with pytest.raises(UnsupportedError, match="no budget for f32; there are: bf16, f16"):
         judged(save(tmp_path / "m.onnx"), what)
 
 

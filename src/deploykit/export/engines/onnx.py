@@ -11,6 +11,8 @@ import shutil
 from deploykit.artifact import RunConfig, sha256_of
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
+from deploykit.export.quantize.grid import UINT8
+from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
 
@@ -42,11 +44,18 @@ TARGET = Target(
     endings=(SUFFIX,),
     stage=Stage(
         name="package-onnx",
-        version=2,
+        version=3,
         takes={"graph": "graph"},
         makes="artifact",
         libraries=("onnx",),
         run=_run,
     ),
-    runs={"fp32": (RunConfig("onnxruntime", precision="f32"),)},
+    # On a processor ONNX Runtime computes half in float32, between casts: what half does, the emulator tells.
+    runs={
+        "fp32": (RunConfig("onnxruntime", precision="f32"),),
+        "fp16": (RunConfig("onnxruntime", precision="f32"), RunConfig("emulator", precision="f16")),
+        "int8": (RunConfig("onnxruntime", precision="f32"),),
+    },
+    # Only a layer whose input and output are both rounded gets an integer kernel; its bias must be an integer too.
+    placement=Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True),
 )

@@ -10,5 +10,9 @@ from deploykit.serde import to_json
 
 
 def texts(options: PackageOptions) -> Mapping[str, str]:
-    """Return labels and preprocessing as JSON texts, by key."""
-    return {"labels": json.dumps(list(options.labels)), "preprocess": json.dumps(to_json(options.preprocess))}
+    """Return labels and preprocessing as JSON texts, and the precision, by key."""
+    return {
+        "labels": json.dumps(list(options.labels)),
+        "precision": options.precision,
+        "preprocess": json.dumps(to_json(options.preprocess)),
+    }

@@ -48,7 +48,12 @@ class Linear:
     @property
     def channels(self) -> int:
         """Of the output."""
-        return int(self.weight.shape[self.out_axis])
+        return self.weight_shape[self.out_axis]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the weights."""
+        return constant_sizes(self.node.inputs[1])
 
     @property
     def weight(self) -> NDArray[np.float64]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from deploykit import registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
-from deploykit.errors import InternalError, UsageError
+from deploykit.errors import InternalError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
-from deploykit.verdict import Ran
+from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
 GROUP = "deploykit.backends"
@@ -83,6 +83,14 @@ class Session(ABC):
         """Texts embedded in the file, such as labels and preprocessing, by key."""
         return {}
 
+    def executed(self, feeds: Mapping[str, Tensor]) -> tuple[Executed, ...]:
+        """Return the layers with weights and the products as the runtime runs them on `feeds`.
+
+        Raises:
+            UnsupportedError: This runtime doesn't tell.
+        """
+        raise UnsupportedError(f"{self.ran.backend} doesn't tell in which precision its layers run: {sorted(feeds)}")
+
     @abstractmethod
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
@@ -98,12 +106,14 @@ class Backend(ABC):
         module: Key of `deploykit.optional.COMPONENTS`.
         suffixes: Of the main files that it opens.
         judged: Precisions that a file is judged in: full precision, and the runtime's own choice where that may differ.
+        stands_in: It computes as another machine would: good to judge by, not to run an application on or to time.
     """
 
     name: ClassVar[str]
     module: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     judged: ClassVar[tuple[str, ...]] = ("f32",)
+    stands_in: ClassVar[bool] = False
 
     @property
     def component(self) -> Component:
@@ -161,7 +171,7 @@ def backend_for(file: str) -> Backend:
     Raises:
         UsageError: No backend opens such files.
     """
-    backends = [get_backend(name) for name in backend_names()]
+    backends = [backend for backend in map(get_backend, backend_names()) if not backend.stands_in]
     found = sorted((backend for backend in backends if file.endswith(backend.suffixes)), key=lambda b: len(b.suffixes))
     if not found:
         suffixes = sorted({suffix for backend in backends for suffix in backend.suffixes})

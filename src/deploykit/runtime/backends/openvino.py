@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
-from deploykit.verdict import Ran
+from deploykit.verdict import Executed, Ran
 
 AXES_KEY: Final = "deploykit.axes"
 
@@ -26,6 +27,10 @@ _DTYPES: Final[Mapping[str, str]] = {
 }
 #: What OpenVINO says where a model is sound but beyond it.
 _BEYOND: Final = ("OpConversionFailure", "No conversion rule found", "unsupported opset", "Cannot create")
+#: Layers that multiply: Of a convolution the kernel says how often per output value, of a product the left factor, [..., K].
+_CONVOLUTIONS: Final = frozenset({"Convolution", "Deconvolution"})
+_PRODUCTS: Final = frozenset({"FullyConnected", "MatMul"})
+_EIGHT_BITS: Final = frozenset({"u8", "i8"})
 
 
 class OpenVinoSession(Session):
@@ -38,12 +43,28 @@ class OpenVinoSession(Session):
         super().__init__(inputs, outputs, ran)
         self._path = path
         self._metadata = metadata
+        self._compiled = compiled
         self._request: Any = compiled.create_infer_request()
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the file's rt_info holds for deploykit, under the keys that an ONNX file has it under."""
         return self._metadata
+
+    def executed(self, feeds: Mapping[str, Tensor]) -> tuple[Executed, ...]:
+        """Return the layers of the graph that OpenVINO executes; `feeds` need fit no more than its shapes.
+
+        Raises:
+            UnsupportedError: The graph has open axes, whose sizes it doesn't tell.
+        """
+        self._checked(feeds)
+        nodes = [
+            (node, node.get_rt_info()["layerType"].astype(str)) for node in self._compiled.get_runtime_model().get_ops()
+        ]
+        layers = [(node, kind) for node, kind in nodes if kind in _CONVOLUTIONS | _PRODUCTS]
+        if any(node.output(0).partial_shape.is_dynamic for node, _ in layers):
+            raise UnsupportedError(f"{self._path} has open axes: OpenVINO doesn't tell what its layers cost")
+        return tuple(_executed(node, kind) for node, kind in layers)
 
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         by_index = {index: feeds[spec.name] for index, spec in enumerate(self.inputs)}
@@ -55,7 +76,7 @@ class OpenVinoSession(Session):
         return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
 
     def _close(self) -> None:
-        self._request = None
+        self._request = self._compiled = None
 
 
 class OpenVinoBackend(Backend):
@@ -104,6 +125,15 @@ class OpenVinoBackend(Backend):
                 "",
             ]
         )
+
+
+def _executed(node: Any, kind: str) -> Executed:  # noqa: ANN401 - the library has no types
+    made, data, weights = list(node.output(0).shape), list(node.input(0).get_shape()), node.input(1).get_shape()
+    each = math.prod(weights) // made[1] if kind in _CONVOLUTIONS else data[-1]
+    precision = node.get_rt_info()["runtimePrecision"].astype(str)
+    operator = node.get_rt_info()["primitiveType"].astype(str)
+    named = "int8" if precision in _EIGHT_BITS else precision
+    return Executed(node.get_friendly_name(), f"{kind} {operator}", named, math.prod(made) * each)
 
 
 def _properties(config: RunConfig) -> dict[str, str | int]:

@@ -1,0 +1,159 @@
+"""Grids of 8 bits: scale and zero point from ranges, and what rounding to them costs.
+
+The arithmetic is that of ONNX's QuantizeLinear: q = saturate(round_half_even(x / scale) + zero_point).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.calibration.ranges import TensorRange
+from deploykit.errors import UsageError
+
+Floats = NDArray[np.float32]
+
+#: Smallest scale: below it float32 can't divide by the scale without overflow.
+LEAST_SCALE: Final = 2.0**-100
+#: Shares of the range that a search for the least squared error tries.
+SHRINKS: Final = tuple(np.linspace(1.0, 0.1, 46).tolist())
+#: Share of the values that the percentile method leaves outside on each side.
+OUTSIDE: Final = 1e-4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of grid.
+
+    Attributes:
+        dtype: "int8" or "uint8".
+        symmetric: Zero is in the middle (int8) or at the end (uint8) of the grid.
+    """
+
+    dtype: str
+    symmetric: bool
+
+    @property
+    def low(self) -> int:
+        """Smallest integer: a symmetric int8 grid leaves -128 out, so that it is as wide on both sides."""
+        return {"uint8": 0, "int8": -127 if self.symmetric else -128}[self.dtype]
+
+    @property
+    def high(self) -> int:
+        """Largest integer."""
+        return {"uint8": 255, "int8": 127}[self.dtype]
+
+
+INT8: Final = Kind("int8", symmetric=True)
+UINT8: Final = Kind("uint8", symmetric=False)
+UINT8_FROM_ZERO: Final = Kind("uint8", symmetric=True)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One scale and zero point.
+
+    Attributes:
+        kind: Its integers.
+        scale: Distance of two neighbours, positive.
+        zero_point: Integer that stands for 0.
+    """
+
+    kind: Kind
+    scale: float
+    zero_point: int
+
+    def rounded(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the nearest values of the grid, as float64."""
+        steps = np.rint(np.asarray(values, np.float64) / self.scale) + self.zero_point
+        kept: NDArray[np.float64] = np.clip(steps, self.kind.low, self.kind.high)
+        return (kept - self.zero_point) * self.scale
+
+
+def grid_over(kind: Kind, low: float, high: float) -> Grid:
+    """Return the grid of a kind that covers [low, high] and 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if kind.symmetric:
+        reach = max(-low, high) if kind.low < 0 else high
+        return Grid(kind, _scale(reach / kind.high), 0)
+    scale = _scale((high - low) / (kind.high - kind.low))
+    return Grid(kind, scale, int(np.clip(np.rint(kind.low - low / scale), kind.low, kind.high)))
+
+
+def _scale(value: float) -> float:
+    """Return a scale as float32 holds it; 1 for a tensor that is zero throughout."""
+    return float(np.float32(max(value, LEAST_SCALE))) if value > 0.0 else 1.0
+
+
+def _whole(kind: Kind, seen: TensorRange) -> Grid:
+    return grid_over(kind, seen.min, seen.max)
+
+
+def _mean(kind: Kind, seen: TensorRange) -> Grid:
+    return grid_over(kind, seen.image_min, seen.image_max)
+
+
+def _percentile(kind: Kind, seen: TensorRange) -> Grid:
+    return grid_over(kind, *seen.quantiles(OUTSIDE))
+
+
+def _least_error(kind: Kind, seen: TensorRange) -> Grid:
+    """Return the grid of least squared error among shrunk ranges; a flat histogram keeps the whole range."""
+    used = np.flatnonzero(seen.histogram)
+    if len(used) == 0:
+        return _whole(kind, seen)
+    values, counts = seen.centers[used], seen.histogram[used]
+    candidates = [grid_over(kind, seen.min * share, seen.max * share) for share in SHRINKS]
+    return min(candidates, key=lambda grid: float((counts * (grid.rounded(values) - values) ** 2).sum()))
+
+
+METHODS: Final[Mapping[str, Callable[[Kind, TensorRange], Grid]]] = {
+    "minmax": _whole,
+    "mean-minmax": _mean,
+    "percentile": _percentile,
+    "mse": _least_error,
+}
+
+
+def activation_grid(seen: TensorRange, kind: Kind, method: str) -> Grid:
+    """Return the grid of an activation.
+
+    Args:
+        seen: Its range.
+        kind: Wanted; a uint8 grid starts at zero where no value is negative.
+        method: One of `METHODS`.
+
+    Raises:
+        UsageError: No such method.
+    """
+    if method not in METHODS:
+        raise UsageError(f"unknown range method {method!r}; there are: {', '.join(METHODS)}")
+    if kind == UINT8 and seen.min >= 0.0:
+        kind = UINT8_FROM_ZERO
+    return METHODS[method](kind, seen)
+
+
+def weight_scales(weight: NDArray[Any], axis: int) -> Floats:
+    """Return the symmetric int8 scale of each channel: float32 [C]."""
+    others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
+    reach = np.abs(weight).max(axis=others)
+    return np.asarray([_scale(float(value) / INT8.high) for value in reach], np.float32)
+
+
+def quantized_weight(weight: NDArray[Any], scales: Floats, axis: int) -> NDArray[np.int8]:
+    """Round a weight to int8 with one scale per channel of `axis`."""
+    shape = [1] * weight.ndim
+    shape[axis % weight.ndim] = len(scales)
+    steps = np.rint(np.asarray(weight, np.float64) / scales.reshape(shape).astype(np.float64))
+    return np.clip(steps, INT8.low, INT8.high).astype(np.int8)
+
+
+def dequantized_weight(rounded: NDArray[np.int8], scales: Floats, axis: int) -> Floats:
+    """Return what an int8 weight stands for: float32."""
+    shape = [1] * rounded.ndim
+    shape[axis % rounded.ndim] = len(scales)
+    return np.asarray(rounded * scales.reshape(shape), np.float32)

@@ -1,0 +1,139 @@
+"""Quantize: a graph and its ranges to a graph of int8 layers, as one target wants them written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.calibration.ranges import RANGES, RangeTable
+from deploykit.errors import Hint, UnsupportedError, UsageError
+from deploykit.export import onnx_files, provenance
+from deploykit.export.quantize import grid
+from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
+from deploykit.export.quantize.grid import Grid
+from deploykit.export.quantize.placement import Chosen, Placement, Question, choose, name_of
+from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
+from deploykit.models.precision import Int8Recipe
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+#: Weights have one scale per channel since this opset.
+LEAST_OPSET = 13
+#: Operators of graphs that hold fewer bits already.
+ROUNDED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+)
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What becomes int8, and how it is written.
+
+    Attributes:
+        recipe: The family's.
+        placement: The target's.
+        kept: First outputs of nodes that stay in the higher precision beside those of the recipe.
+    """
+
+    recipe: Int8Recipe
+    placement: Placement
+    kept: tuple[str, ...] = ()
+
+
+def check_model(model: ir.Model) -> None:
+    """Refuse graphs that can't be quantized.
+
+    Raises:
+        UsageError: The graph is quantized already.
+        UnsupportedError: Its opset is too old.
+    """
+    graph = model.graph
+    found = next((node for node in graph if node.op_type in ROUNDED), None)
+    if found is not None:
+        raise UsageError(
+            f"the graph is quantized already: it holds a {found.op_type} that makes {found.outputs[0].name!r}",
+            Hint("--fp32", "takes it as it is"),
+        )
+    opset = graph.opset_imports.get("", 0)
+    if opset < LEAST_OPSET:
+        raise UnsupportedError(f"int8 with a scale per channel needs opset {LEAST_OPSET}; the graph has {opset}")
+
+
+def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Mapping[str, Grid]:
+    """Return the grid of every tensor that is rounded.
+
+    Raises:
+        BadInputError: The table is another graph's.
+    """
+    names = dict.fromkeys([*chosen.edges, *chosen.outputs])
+    method = options.recipe.method
+    return {name: grid.activation_grid(table.of(name), options.placement.activations, method) for name in names}
+
+
+def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) -> tuple[Weights, ...]:
+    """Return every layer's weights on their grid, in order; where biases are integers, fine enough for int32."""
+    made = []
+    for linear in chosen.layers:
+        least = None
+        if placement.integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
+            data = grids[name_of(linear.node.inputs[0])]
+            least = np.abs(linear.bias_values) / (data.scale * MOST_BIAS)
+        made.append(round_weights(linear, least))
+    return tuple(made)
+
+
+def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Facts:
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph, modules = inputs["graph"], provenance.read(inputs["graph"].path(onnx_files.MODULES))
+    table = RangeTable.load(inputs["ranges"].path(RANGES))
+    table.check(graph.digest)
+    model = ir.load(graph.path(onnx_files.MODEL))
+    check_model(model)
+    chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
+    if not chosen.layers:
+        raise UnsupportedError(f"no layer can be int8: {chosen.left[0].reason if chosen.left else 'there are none'}")
+    grids = grids_of(chosen, table, options)
+    emitter = Emitter(model.graph, grids)
+    emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
+    RemoveUnusedNodesPass()(model)
+    made = onnx_files.save_apart(model, workspace.folder)
+    onnx_files.strip(made)
+    onnx_files.save(made, workspace.folder / onnx_files.MODEL)
+    carried = {new: modules[old] for new, old in emitter.origins.items() if old in modules}
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, {**modules, **carried}))
+    return {
+        "layers": len(chosen.layers),
+        "tensors": len(grids),
+        "left": [asdict(left) for left in chosen.left],
+        "weight_bytes": onnx_files.weight_bytes(made),
+    }
+
+
+def _ensure(_inputs: Inputs, _options: QuantizeOptions, made: Item) -> None:
+    """Count what the graph holds: asked for int8, it must have int8 weights."""
+    import onnx
+
+    from deploykit.errors import InternalError
+
+    model = onnx_files.load(made.path(onnx_files.MODEL))
+    kinds = Counter(tensor.data_type for tensor in model.graph.initializer)
+    if not kinds[onnx.TensorProto.INT8]:
+        raise InternalError("asked for int8, the graph holds no int8 weights")
+
+
+STAGE = Stage(
+    name="quantize",
+    version=1,
+    takes={"graph": "graph", "ranges": "ranges"},
+    makes="graph",
+    libraries=("onnx", "onnx_ir"),
+    run=_run,
+    ensure=_ensure,
+)

@@ -1,0 +1,276 @@
+"""Ranges: what calibration images show of every tensor of a graph, measured inside the graph.
+
+The graph is given further outputs that say little and all that is needed: smallest and largest values, whole and by channel,
+means, and a thousand values of each tensor. So no tensor leaves the runtime whole, and memory doesn't grow with the number of
+images.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.bundle import load_tensors
+from deploykit.calibration.ranges import RANGES, Collector, RangeTable, Seen
+from deploykit.export import calibrate, onnx_files
+from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
+from deploykit.runtime.backends.base import Session, Tensor, get_backend
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Values of each tensor that one image adds to its histogram.
+SAMPLES: Final = 1024
+#: Every how many values one is taken of a tensor whose size is not known ahead.
+BLIND_STEP: Final = 61
+#: Channel axis of what goes in and out of the operators that have weights.
+CHANNEL_AXES: Final[Mapping[str, int]] = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
+#: Reductions take their axes as an input since this opset; ReduceMean, ReduceMax and ReduceMin alike.
+AXES_AS_INPUT: Final = 18
+PREFIX: Final = "deploykit.watch."
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A tensor that is looked at.
+
+    Attributes:
+        name: Of the tensor.
+        step: Every how many of its values one is taken.
+        axis: Of its channels; None where they have no meaning.
+        axes: All other axes.
+        channels: Size of the channel axis; 0 without one.
+    """
+
+    name: str
+    step: int
+    axis: int | None
+    axes: tuple[int, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class RangesOptions:
+    """How images become inputs, one at a time.
+
+    Attributes:
+        input_name: The graph's input.
+        preprocess: From crop to input.
+    """
+
+    input_name: str
+    preprocess: Preprocess
+
+
+def watch(model: onnx.ModelProto) -> tuple[Watched, ...]:
+    """Add outputs to `model`, in place, that tell about every floating tensor, and return what they tell about, in order.
+
+    The outputs are called `deploykit.watch.` and: `min`, `max` [T]; `sizes` int64 [T] and `samples` [sum of sizes];
+    `channel_min`, `channel_max`, `channel_mean` [sum of channels].
+    """
+    import onnx
+
+    watched = tuple(_watchable(model))
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    builder = _Builder(opset)
+    for entry in watched:
+        builder.add(entry)
+    graph = model.graph
+    graph.node.extend(builder.nodes)
+    graph.initializer.extend(builder.constants)
+    kinds = {"sizes": onnx.TensorProto.INT64}
+    for key, pieces in builder.pieces.items():
+        name = f"{PREFIX}{key}"
+        graph.node.append(onnx.helper.make_node("Concat", pieces, [name], axis=0))
+        kind = kinds.get(key, onnx.TensorProto.FLOAT)
+        graph.output.append(onnx.helper.make_tensor_value_info(name, kind, [None]))
+    return watched
+
+
+def _watchable(model: onnx.ModelProto) -> Iterator[Watched]:
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: value.type.tensor_type
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    axes = _channel_axes(model.graph.node)
+    made = [name for node in model.graph.node for name in node.output if name]
+    for name in dict.fromkeys([value.name for value in model.graph.input] + made):
+        kind = shapes.get(name)
+        if kind is None or not kind.HasField("shape"):
+            continue
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+        known = [dim for dim in dims if dim is not None]
+        step = _step(math.prod(known)) if len(known) == len(dims) else BLIND_STEP
+        axis = axes.get(name)
+        if axis is None or len(dims) < 2 or dims[axis] is None:
+            yield Watched(name, step, None, (), 0)
+        else:
+            place = axis % len(dims)
+            others = tuple(index for index in range(len(dims)) if index != place)
+            yield Watched(name, step, place, others, dims[axis] or 0)
+
+
+def _channel_axes(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    axes: dict[str, int] = {}
+    for node in nodes:
+        if node.op_type in CHANNEL_AXES:
+            for name in (*node.input[:2], *node.output):
+                axes.setdefault(name, CHANNEL_AXES[node.op_type])
+    return axes
+
+
+def _step(size: int) -> int:
+    """Return how far apart samples lie: coprime to the size, so that no channel and no column is skipped."""
+    step = max(1, size // SAMPLES)
+    while math.gcd(step, max(size, 1)) > 1:
+        step += 1
+    return step
+
+
+class _Builder:
+    """Nodes that tell about tensors."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.pieces: dict[str, list[str]] = {key: [] for key in ("min", "max", "sizes", "samples")}
+        self._flat = self._constant("flat", [-1])
+        self._zero, self._end = self._constant("zero", [0]), self._constant("end", [2**62])
+
+    def add(self, entry: Watched) -> None:
+        flat = self._node("Reshape", [entry.name, self._flat])
+        step = self._constant(f"step{entry.step}", [entry.step])
+        samples = self._node("Slice", [flat, self._zero, self._end, self._zero, step])
+        self.pieces["samples"].append(samples)
+        self.pieces["sizes"].append(self._node("Reshape", [self._node("Size", [samples]), self._flat]))
+        if entry.axis is None:
+            self.pieces["min"].append(self._reduce("ReduceMin", flat, (0,), keep=True))
+            self.pieces["max"].append(self._reduce("ReduceMax", flat, (0,), keep=True))
+            return
+        for key, op in (("min", "ReduceMin"), ("max", "ReduceMax")):
+            channels = self._reduce(op, entry.name, entry.axes, keep=False)
+            self.pieces.setdefault(f"channel_{key}", []).append(channels)
+            self.pieces[key].append(self._reduce(op, channels, (0,), keep=True))
+        means = self._reduce("ReduceMean", entry.name, entry.axes, keep=False)
+        self.pieces.setdefault("channel_mean", []).append(means)
+
+    def _reduce(self, op: str, tensor: str, axes: Sequence[int], *, keep: bool) -> str:
+        if self.opset < AXES_AS_INPUT:
+            return self._node(op, [tensor], axes=list(axes), keepdims=int(keep))
+        name = self._constant(f"axes{'_'.join(map(str, axes))}", axes)
+        return self._node(op, [tensor, name], keepdims=int(keep))
+
+    def _node(self, op: str, inputs: Sequence[str], **attributes: object) -> str:
+        import onnx
+
+        name = f"{PREFIX}{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def _constant(self, key: str, values: Sequence[int]) -> str:
+        import onnx
+
+        name = f"{PREFIX}{key}"
+        if all(tensor.name != name for tensor in self.constants):
+            self.constants.append(onnx.numpy_helper.from_array(np.asarray(values, np.int64), name))
+        return name
+
+
+def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) -> Mapping[str, Collector]:
+    """Run a graph over feeds and gather what its tensors hold.
+
+    Args:
+        graph: ONNX with its weights beside it. Its input has as many rows as each feed, or an open batch.
+        feeds: Arrays by input name.
+        folder: Where the graph that is run may lie meanwhile.
+
+    Raises:
+        BadInputError: A tensor is not finite.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch) / onnx_files.MODEL
+        model = onnx_files.load(graph)
+        watched = watch(model)
+        onnx_files.bring_weights(graph, path.parent)
+        onnx_files.save(model, path)
+        collectors = {entry.name: Collector(entry.name) for entry in watched}
+        with _opened(path) as session:
+            for feed in feeds:
+                seen = _seen(watched, session.infer(feed))
+                for entry, one in zip(watched, seen, strict=True):
+                    collectors[entry.name].add(one)
+    return collectors
+
+
+def _opened(path: Path) -> Session:
+    config = RunConfig("onnxruntime", precision="f32")
+    return get_backend(config.backend).open(str(path), config)
+
+
+def _seen(watched: Sequence[Watched], found: Mapping[str, Tensor]) -> Iterator[Seen]:
+    told = {key.removeprefix(PREFIX): array for key, array in found.items() if key.startswith(PREFIX)}
+    samples = np.split(told["samples"], np.cumsum(told["sizes"])[:-1])
+    ends = np.cumsum([entry.channels for entry in watched])[:-1]
+    nothing = np.empty(0, np.float32)
+    by_channel = [np.split(told.get(f"channel_{key}", nothing), ends) for key in ("min", "max", "mean")]
+    rows = zip(told["min"], told["max"], samples, *by_channel, strict=True)
+    for low, high, values, channel_min, channel_max, channel_mean in rows:
+        yield Seen(float(low), float(high), values, channel_min, channel_max, channel_mean)
+
+
+def _from_images(inputs: Inputs, options: RangesOptions, workspace: Workspace) -> Facts:
+    images, graph = inputs["images"], inputs["graph"]
+    total, rows = calibrate.count(images), _rows(graph, options.input_name)
+
+    def feeds() -> Iterator[Mapping[str, Tensor]]:
+        for start in range(0, total, rows):
+            batch = calibrate.rows(images, options.preprocess, start, min(start + rows, total))
+            yield {options.input_name: np.resize(batch, (rows, *batch.shape[1:]))}
+            workspace.progress(min(start + rows, total), total)
+
+    return _gather(inputs["images"], graph, feeds(), total, workspace)
+
+
+def _from_golden(inputs: Inputs, options: RangesOptions, workspace: Workspace) -> Facts:
+    tensors, graph = load_tensors(inputs["golden"].path(TENSORS)), inputs["graph"]
+    total, rows = len(tensors[options.input_name]), _rows(graph, options.input_name)
+    starts = range(0, total, rows)
+    feeds = (
+        {name: np.resize(array[start : start + rows], (rows, *array.shape[1:])) for name, array in tensors.items()}
+        for start in starts
+    )
+    return _gather(inputs["golden"], graph, feeds, total, workspace)
+
+
+def _gather(
+    images: Item, graph: Item, feeds: Iterable[Mapping[str, Tensor]], count: int, workspace: Workspace
+) -> Facts:
+    collectors = measure(graph.path(onnx_files.MODEL), feeds, workspace.folder)
+    tensors = {name: collector.range() for name, collector in collectors.items()}
+    RangeTable(graph.digest, images.digest, count, tensors).save(workspace.folder / RANGES)
+    return {"images": count, "tensors": len(tensors)}
+
+
+def _rows(graph: Item, input_name: str) -> int:
+    """Return how many rows the graph takes at once: one where its batch is open."""
+    model = onnx_files.load(graph.path(onnx_files.MODEL))
+    shapes = {spec.name: spec.shape for spec in onnx_files.specs(model.graph.input, {})}
+    rows = shapes[input_name][0]
+    return rows if isinstance(rows, int) else 1
+
+
+LIBRARIES = ("onnx", "onnxruntime")
+FROM_IMAGES = Stage("ranges", 1, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_GOLDEN = Stage("ranges", 1, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

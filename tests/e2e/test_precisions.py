@@ -1,0 +1,46 @@
+"""`--fp16` and `--int8`: a user's way from flags to verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploykit.bundle import Bundle
+from tests.e2e.support import run
+
+
+def test_int8_without_images_says_which_are_needed(tmp_path: Path) -> None:
+    outcome = run("export", "resnet18", "--random-weights", "--int8", "--out", str(tmp_path / "b"))
+    assert outcome.code == 2
+    assert "--calib DIR" in outcome.err
+
+
+def test_int8_with_an_open_batch_is_refused_for_openvino(tmp_path: Path) -> None:
+    outcome = run("export", "tiny-dinov2", "--int8", "--openvino", "--dynamic", "batch", "--out", str(tmp_path / "b"))
+    assert outcome.code == 8
+    assert "OpenVINO computes int8 wrongly where an axis is open" in outcome.err
+
+
+def test_too_few_images_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    outcome = run("export", "tiny-dinov2", "--int8", "--calib-size", "8", "--out", str(tmp_path / "b"))
+    assert outcome.code == 2
+    assert "8" in outcome.err
+    assert "--calib-few" in outcome.err
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_both_runtimes_pass_and_verify_says_the_same(precision: str, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    made = run(
+        "export", "tiny-dinov2", f"--{precision}", "--ort", "--openvino", "--no-bench", "--json", "--out", str(out)
+    )
+    assert made.code == 0, made.err
+    assert {entry["verdict"] for entry in json.loads(made.out)["artifacts"]} == {"pass"}
+    manifest = Bundle.open(out).manifest
+    assert {artifact.precision for artifact in manifest.artifacts} == {precision}
+    again = run("verify", str(out))
+    assert again.code == 0, again.err
+    if precision == "int8":
+        assert all(judgement.metrics["int8_share"] >= 0.8 for judgement in manifest.judgements)

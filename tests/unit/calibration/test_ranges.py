@@ -1,0 +1,100 @@
+"""Range tables: what they remember of images, and whose they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deploykit.bundle import save_tensors
+from deploykit.calibration.ranges import BINS, Collector, RangeTable, Seen
+from deploykit.errors import BadInputError, UsageError
+
+FLOATS = st.floats(-1e6, 1e6, width=32)
+IMAGES = st.lists(st.lists(FLOATS, min_size=1, max_size=20), min_size=1, max_size=8)
+
+
+def seen(values: NDArray[np.float32]) -> Seen:
+    whole = values.reshape(1, -1)
+    low, high, mean = whole.min(axis=1), whole.max(axis=1), whole.mean(axis=1)
+    return Seen(float(values.min()), float(values.max()), values, low, high, mean)
+
+
+def gathered(images: list[list[float]]) -> Collector:
+    collector = Collector("t")
+    for image in images:
+        collector.add(seen(np.array(image, np.float32)))
+    return collector
+
+
+def test_a_tensor_that_is_not_finite_is_refused_by_name() -> None:
+    collector = Collector("features.3")
+    with pytest.raises(BadInputError, match=r"'features\.3' is not finite on calibration image 0"):
+        collector.add(seen(np.array([1.0, np.nan], np.float32)))
+
+
+def test_no_images_make_no_range() -> None:
+    with pytest.raises(BadInputError, match="no calibration images"):
+        Collector("t").range()
+
+
+def test_another_graph_is_refused() -> None:
+    table = RangeTable("a" * 64, "images", 1, {})
+    with pytest.raises(UsageError, match="belongs to graph"):
+        table.check("b" * 64)
+    with pytest.raises(BadInputError, match="knows no tensor 'x'"):
+        table.of("x")
+
+
+def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "other.npz", {"a": np.zeros(3)})
+    with pytest.raises(BadInputError, match="no range table"):
+        RangeTable.load(tmp_path / "other.npz")
+
+
+@given(IMAGES)
+def test_extremes_and_quantiles_hold_every_value(images: list[list[float]]) -> None:
+    found = gathered(images).range()
+    flat = np.concatenate([np.array(image, np.float32) for image in images])
+    assert (found.min, found.max) == (flat.min(), flat.max())
+    low, high = found.quantiles(0.0)
+    step = 2 * found.limit / BINS
+    assert low <= found.min + step
+    assert high >= found.max - step
+    assert found.min <= low <= high <= found.max
+    assert found.channel_absmax[0] == np.abs(flat).max()
+
+
+@given(IMAGES)
+def test_a_table_comes_back_as_it_was_saved(images: list[list[float]]) -> None:
+    import tempfile
+
+    table = RangeTable("g", "i", len(images), {"t": gathered(images).range()})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ranges.npz"
+        table.save(path)
+        first = path.read_bytes()
+        back = RangeTable.load(path)
+        back.save(path)
+        assert path.read_bytes() == first
+    assert back.tensors["t"].max == table.tensors["t"].max
+
+
+def test_a_histogram_grows_without_losing_a_value() -> None:
+    collector = gathered([[0.1, -0.1], [100.0, 3.0]])
+    found = collector.range()
+    assert found.limit == 128.0
+    assert len(found.histogram) == BINS
+    inside = found.histogram[BINS // 2 :].sum()
+    assert 0 < inside < found.histogram.sum()
+
+
+def test_one_image_of_large_values_does_not_outweigh_the_others() -> None:
+    ordinary = [[float(np.sin(k)), float(np.cos(k))] for k in range(50)]
+    found = gathered([*ordinary, [1000.0, -1000.0]]).range()
+    low, high = found.quantiles(0.01)
+    assert -2.0 < low < high < 2.0

@@ -1,0 +1,125 @@
+"""The quantize stage on small graphs: what it refuses, what it writes, and what the runtimes make of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.unit.export.cast_support import Array, hub, item, model, node, table_of
+
+from deploykit.artifact import RunConfig
+from deploykit.errors import UnsupportedError, UsageError
+from deploykit.export import onnx_files, provenance
+from deploykit.export.engines import onnx as ort_target
+from deploykit.export.engines import openvino as openvino_target
+from deploykit.export.quantize.stage import STAGE, QuantizeOptions
+from deploykit.export.stage import Item, Workspace
+from deploykit.models.precision import Int8Recipe
+from deploykit.runtime import drift
+from deploykit.runtime.backends.base import get_backend
+from deploykit.verdict import int8_share
+
+RNG = np.random.default_rng(7)
+WEIGHTS: dict[str, Array] = {
+    "conv.weight": RNG.standard_normal((16, 8, 3, 3)).astype(np.float32) / 8,
+    "conv.bias": RNG.standard_normal(16).astype(np.float32),
+    "deep.weight": RNG.standard_normal((16, 1, 3, 3)).astype(np.float32) / 3,
+    "fc.weight": RNG.standard_normal((16, 10)).astype(np.float32) / 4,
+}
+NODES = [
+    node("Conv", "x,conv.weight,conv.bias", "a", pads=[1, 1, 1, 1]),
+    node("Relu", "a", "b"),
+    node("Conv", "b,deep.weight", "c", pads=[1, 1, 1, 1], group=16),
+    node("GlobalAveragePool", "c", "d"),
+    node("Flatten", "d", "e"),
+    node("Gemm", "e,fc.weight", "y"),
+]
+MODULES = {"a": "stem.conv", "c": "blocks.0.deep", "y": "head.fc"}
+PLACEMENTS = {"onnxruntime": ort_target.TARGET.placement, "openvino": openvino_target.TARGET.placement}
+
+
+def options(backend: str, recipe: Int8Recipe | None = None) -> QuantizeOptions:
+    placement = PLACEMENTS[backend]
+    assert placement is not None
+    return QuantizeOptions(recipe or Int8Recipe(method="minmax"), placement)
+
+
+def network(folder: Path) -> Item:
+    return hub(model(NODES, WEIGHTS, (1, 8, 8, 8)), folder, MODULES)
+
+
+def quantized(graph: Item, chosen: QuantizeOptions, tmp_path: Path) -> Item:
+    table = table_of(graph, tmp_path / "table", {"b": (0.0, 8.0), "d": (-2.0, 6.0)}, rest=(-8.0, 8.0))
+    folder = tmp_path / "int8"
+    folder.mkdir()
+    inputs = {"graph": graph, "ranges": table}
+    made = item("graph", folder, STAGE.run(inputs, chosen, Workspace(folder, lambda _done, _total: None)))
+    STAGE.ensure(inputs, chosen, made)
+    return item("graph", folder, made.facts)
+
+
+def test_a_quantized_graph_is_refused(tmp_path: Path) -> None:
+    once = quantized(network(tmp_path / "graph"), options("openvino"), tmp_path)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UsageError, match="quantized already"):
+        quantized(once, options("openvino"), tmp_path / "again")
+
+
+def test_the_table_of_another_graph_is_refused(tmp_path: Path) -> None:
+    graph = network(tmp_path / "graph")
+    other = hub(model(NODES, {**WEIGHTS, "conv.bias": np.zeros(16, np.float32)}, (1, 8, 8, 8)), tmp_path / "other")
+    table = table_of(other, tmp_path / "table", {})
+    folder = tmp_path / "int8"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="belongs to graph"):
+        STAGE.run({"graph": graph, "ranges": table}, options("openvino"), Workspace(folder, lambda _done, _total: None))
+
+
+def test_nothing_to_quantize_is_refused_with_the_reason(tmp_path: Path) -> None:
+    chosen = options("openvino", Int8Recipe(method="minmax", floats=("*",)))
+    with pytest.raises(UnsupportedError, match="no layer can be int8: the family keeps it"):
+        quantized(network(tmp_path / "graph"), chosen, tmp_path)
+
+
+def test_an_old_opset_is_refused(tmp_path: Path) -> None:
+    graph = hub(model(NODES, WEIGHTS, (1, 8, 8, 8), opset=12), tmp_path / "graph")
+    with pytest.raises(UnsupportedError, match="needs opset 13; the graph has 12"):
+        quantized(graph, options("openvino"), tmp_path)
+
+
+@pytest.mark.parametrize("backend", list(PLACEMENTS))
+def test_every_layer_runs_in_8_bits_and_answers_as_before(backend: str, tmp_path: Path) -> None:
+    graph = network(tmp_path / "graph")
+    made = quantized(graph, options(backend), tmp_path)
+    feed = {"x": RNG.uniform(-4, 4, (1, 8, 8, 8)).astype(np.float32)}
+    runtime, config = get_backend(backend), RunConfig(backend, precision="f32", threads=1)
+    with runtime.open(str(graph.path(onnx_files.MODEL)), config) as before:
+        expected = before.infer(feed)["y"]
+        assert int8_share(before.executed(feed)) == 0.0
+    with runtime.open(str(made.path(onnx_files.MODEL)), config) as after:
+        found = after.infer(feed)["y"]
+        layers = after.executed(feed)
+    assert int8_share(layers) == 1.0
+    assert sum(layer.macs for layer in layers) == 16 * 64 * 72 + 16 * 64 * 9 + 160
+    assert drift.sqnr_db(expected, found) > 25.0
+
+
+def test_what_stays_is_told_with_module_and_reason(tmp_path: Path) -> None:
+    recipe = Int8Recipe(method="minmax", floats=("head.*",), depthwise=False)
+    made = quantized(network(tmp_path / "graph"), options("openvino", recipe), tmp_path)
+    assert {(left["module"], left["reason"]) for left in made.facts["left"]} == {
+        ("blocks.0.deep", "depthwise: bound by memory, not by arithmetic"),
+        ("head.fc", "the family keeps it"),
+    }
+    graph = onnx_files.load(made.path(onnx_files.MODEL)).graph
+    stored = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert {tuple(tensor.dims) for tensor in stored if len(tensor.dims) > 1} == {(16, 8, 3, 3)}
+    assert provenance.read(made.path(onnx_files.MODULES))["a"] == "stem.conv"
+
+
+def test_layers_named_by_the_caller_stay(tmp_path: Path) -> None:
+    made = quantized(network(tmp_path / "graph"), replace(options("openvino"), kept=("a",)), tmp_path)
+    assert [left["node"] for left in made.facts["left"]] == ["a"]
