@@ -115,7 +115,6 @@ def _prepare(inputs: Inputs, options: CalibrationOptions, workspace: Workspace) 
         "set": options.images,
         "seed": options.seed,
         "digest": options.digest,
-        "duplicates": 0,
         "channel_means": list(looked.means),
         "channel_deviations": list(looked.deviations),
     }

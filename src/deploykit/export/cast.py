@@ -93,8 +93,8 @@ def _run(inputs: Inputs, options: CastOptions, workspace: Workspace) -> Facts:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    source, known = (inputs["graph"].path(name) for name in (onnx_files.MODEL, onnx_files.MODULES))
-    before, modules = onnx_files.load(source), provenance.read(known)
+    source, sidecar = (inputs["graph"].path(name) for name in (onnx_files.MODEL, onnx_files.MODULES))
+    before, modules = onnx_files.load(source), provenance.read(sidecar)
     model = ir.load(source)
     for name in options.islands:
         get_rule(name)
@@ -108,14 +108,12 @@ def _run(inputs: Inputs, options: CastOptions, workspace: Workspace) -> Facts:
     caster = Caster(model.graph, half, islands)
     caster.run()
     common.RemoveUnusedNodesPass()(model)
-    made = onnx_files.save_apart(model, workspace.folder)
-    onnx_files.strip(made)
-    onnx_files.save(made, workspace.folder / onnx_files.MODEL)
-    carried = {new: modules[old] for new, old in caster.origins.items() if old in modules}
-    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, {**modules, **carried}))
+    made = onnx_files.write(model, workspace.folder)
+    known = provenance.carry(modules, caster.origins)
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, known))
     return {
-        "weight_bytes_before": int(onnx_files.weight_bytes(before)),
-        "weight_bytes": int(onnx_files.weight_bytes(made)),
+        "weight_bytes_before": onnx_files.weight_bytes(before),
+        "weight_bytes": onnx_files.weight_bytes(made),
         "nodes": dict(sorted(Counter(_node_types(made).values()).items())),
         "casts": caster.casts,
         "islands": [asdict(island) for island in islands.values()],

@@ -81,6 +81,18 @@ def save_apart(model: onnx_ir.Model, folder: Path) -> onnx.ModelProto:
     return load(folder / MODEL)
 
 
+def write(model: onnx_ir.Model, folder: Path) -> onnx.ModelProto:
+    """Write a changed graph into `folder` as stages hand it on, clean and checked, and return its structure.
+
+    Raises:
+        InternalError: The model breaks ONNX's own rules.
+    """
+    made = save_apart(model, folder)
+    strip(made)
+    save(made, folder / MODEL)
+    return made
+
+
 def bring_weights(source: Path, folder: Path) -> None:
     """Copy the weights of the graph at `source`, where they lie apart, into `folder`: runtimes and checkers refuse links."""
     weights = source.parent / WEIGHTS
@@ -100,9 +112,8 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     """Return how many bytes the initializers take, wherever they lie."""
     import onnx_ir
 
-    return sum(
-        onnx_ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims) for tensor in model.graph.initializer
-    )
+    sizes = (onnx_ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    return int(sum(sizes))
 
 
 def strip(model: onnx.ModelProto) -> None:

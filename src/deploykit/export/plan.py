@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
@@ -200,7 +200,7 @@ class Chain:
     """The way from the hub graph to a precision: nodes, some of which other cells share, and the node of the last graph."""
 
     graph: str
-    nodes: tuple[Node, ...] = field(default=())
+    nodes: tuple[Node, ...] = ()
 
 
 def _as_it_is(setting: Setting, _cell: Cell, _target: Target) -> Chain:

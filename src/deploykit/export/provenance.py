@@ -83,6 +83,16 @@ def _owners(graph: onnx.GraphProto, paths: Container[str]) -> Modules:
     }
 
 
+def carry(modules: Mapping[str, str], origins: Mapping[str, str]) -> Modules:
+    """Return `modules` with the nodes of a changed graph beside those that it was made from.
+
+    Args:
+        modules: First outputs to module paths, of the graph before.
+        origins: First outputs of new nodes to the tensors whose module they belong to.
+    """
+    return {**modules, **{new: modules[old] for new, old in origins.items() if old in modules}}
+
+
 def write(path: Path, modules: Mapping[str, str]) -> None:
     """Write the sidecar."""
     path.write_text(json.dumps({"nodes": dict(sorted(modules.items()))}, indent=1) + "\n", encoding="utf-8")

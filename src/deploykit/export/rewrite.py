@@ -104,12 +104,8 @@ def _write(
     for name in names:
         rewritten = get_rewrite(name).apply(model)
         places[name] = rewritten.places
-        carried = {new: modules[old] for new, old in rewritten.renames.items() if old in modules}
-        modules = {**modules, **carried}
-    made = onnx_files.save_apart(model, folder)
-    onnx_files.strip(made)
-    onnx_files.save(made, folder / onnx_files.MODEL)
-    return made, _Done(places, modules)
+        modules = provenance.carry(modules, rewritten.renames)
+    return onnx_files.write(model, folder), _Done(places, modules)
 
 
 def _blamed(source: Path, names: Sequence[str], probe: Tensors, folder: Path) -> InternalError:

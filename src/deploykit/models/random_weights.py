@@ -23,10 +23,8 @@ SCALE_NAMES = (
 )
 HIDDEN_BELOW = 0.1
 #: Tried in turn until no image's answer amplifies rounding: what scales that hid a block are multiplied by, and the least
-#: deviation of a
-#: channel, as a share of its mean and of the median of its layer. A channel that hardly varies on the sample would be
-#: blown up by its
-#: BatchNorm, with its rounding errors, and explode on an image that does move it.
+#: deviation of a channel, as a share of its mean and of the median of its layer. A channel that hardly varies on the sample
+#: would be blown up by its BatchNorm, with its rounding errors, and explode on an image that does move it.
 CALMER = ((1.0, 0.25), (0.5, 0.5), (0.25, 1.0), (0.125, 2.0))
 #: Inputs are moved by this share of themselves, and answers may move by `CALM` of the largest: trained networks keep it
 #: at about one to one.

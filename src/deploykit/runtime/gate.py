@@ -8,14 +8,18 @@ that straddles the budget is inconclusive. Zero samples and NaN fail.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from deploykit.optional import require
 from deploykit.runtime.drift import Classification
-from deploykit.verdict import GateKind, GateResult, Verdict
+from deploykit.verdict import Executed, GateKind, GateResult, Verdict, int8_share
 
 CONFIDENCE = 0.99
 #: Halvings after which a bound is exact to float64.
 BISECTIONS = 60
+#: How many layers a reason names.
+NAMED = 3
 
 
 def numeric_gate(
@@ -45,6 +49,18 @@ def numeric_gate(
         verdict=Verdict.PASS if reached and n > 0 else Verdict.FAIL,
         reason="" if n > 0 else "zero samples",
     )
+
+
+def share_gate(layers: Sequence[Executed], least: float) -> GateResult:
+    """Judge the share of the multiply-adds that ran in 8 bits; with no layers the gate fails."""
+    result = numeric_gate(
+        "int8_share", int8_share(layers), least, higher_is_better=True, reference="itself", n=len(layers)
+    )
+    reason = result.reason
+    if layers and result.verdict is Verdict.FAIL:
+        rest = sorted((layer for layer in layers if layer.precision != "int8"), key=lambda layer: -layer.macs)
+        reason = f"too little runs in 8 bits; of the rest the largest are {', '.join(r.name for r in rest[:NAMED])}"
+    return replace(result, kind=GateKind.EXECUTION, reason=reason)
 
 
 def agreement_gate(counts: Classification, least: float) -> GateResult:

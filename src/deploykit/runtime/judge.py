@@ -14,7 +14,7 @@ from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
 from deploykit.runtime import drift, gate
 from deploykit.runtime.backends.base import Session, Tensor
-from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict, grade_of, int8_share
+from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict, grade_of
 
 ORIGINAL, HUB = "original", "hub"
 #: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
@@ -22,8 +22,6 @@ AXIS_SIZES = (1, 3, 5, 8)
 CHUNK = 16
 #: Where a file says what precision it was made in.
 PRECISION_KEY = "deploykit.precision"
-#: How many layers a message names.
-NAMED = 3
 #: What the same row must keep at another batch size where the budget bounds no numeric metric.
 DEFAULT_ROW_COSINE = 0.99
 
@@ -225,22 +223,9 @@ def _numeric_gates(
 def _judge_share(session: Session, golden: Golden, least: float, metrics: dict[str, float]) -> GateResult:
     """Ask the runtime in how many bits it multiplies: accuracy can't see a layer that silently runs in float."""
     layers = session.executed(feeds_of(session.inputs, golden, 1))
-    metrics["int8_share"] = share = int8_share(layers)
-    slow = sorted((layer for layer in layers if layer.precision != "int8"), key=lambda layer: -layer.macs)
-    names = ", ".join(layer.name for layer in slow[:NAMED])
-    return GateResult(
-        kind=GateKind.EXECUTION,
-        metric="int8_share",
-        reference="itself",
-        value=share,
-        lower=share,
-        upper=share,
-        bound=least,
-        higher_is_better=True,
-        n=len(layers),
-        verdict=Verdict.PASS if share >= least else Verdict.FAIL,
-        reason="" if share >= least else f"too little runs in 8 bits; of the rest the largest are {names}",
-    )
+    result = gate.share_gate(layers, least)
+    metrics["int8_share"] = result.value
+    return result
 
 
 def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:

@@ -185,12 +185,11 @@ def test_files_are_prepared_and_told_about(tmp_path: Path, photos: Path) -> None
     means, deviations = item.facts["channel_means"], item.facts["channel_deviations"]
     assert np.allclose(means, pixels.mean((0, 1, 2)))
     assert np.allclose(deviations, pixels.std((0, 1, 2)))
-    assert {key: item.facts[key] for key in ("images", "available", "set", "seed", "duplicates", "digest")} == {
+    assert {key: item.facts[key] for key in ("images", "available", "set", "seed", "digest")} == {
         "images": 36,
         "available": COUNT,
         "set": str(photos),
         "seed": 4,
-        "duplicates": 0,
         "digest": resolved(photos, 36, seed=4).digest,
     }
 

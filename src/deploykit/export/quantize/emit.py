@@ -35,11 +35,6 @@ class Weights:
     scales: NDArray[np.float32]
     axis: int
 
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """What the integers stand for."""
-        return grid.dequantized_weight(self.rounded, self.scales, self.axis)
-
 
 def round_weights(linear: Linear, least: NDArray[Any] | None = None) -> Weights:
     """Round a layer's weights.

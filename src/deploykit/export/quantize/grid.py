@@ -150,10 +150,3 @@ def quantized_weight(weight: NDArray[Any], scales: Floats, axis: int) -> NDArray
     shape[axis % weight.ndim] = len(scales)
     steps = np.rint(np.asarray(weight, np.float64) / scales.reshape(shape).astype(np.float64))
     return np.clip(steps, INT8.low, INT8.high).astype(np.int8)
-
-
-def dequantized_weight(rounded: NDArray[np.int8], scales: Floats, axis: int) -> Floats:
-    """Return what an int8 weight stands for: float32."""
-    shape = [1] * rounded.ndim
-    shape[axis % rounded.ndim] = len(scales)
-    return np.asarray(rounded * scales.reshape(shape), np.float32)

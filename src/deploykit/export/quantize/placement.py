@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 from deploykit.export.quantize.grid import Kind
-from deploykit.export.rewrites.editing import constant, integer
+from deploykit.export.rewrites.editing import integer
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Operators with weights; those that can't be read whole stay as they are.
 LAYERS: Final = ("Conv", "MatMul", "Gemm")
+#: Why they do: products of two activations, such as QK^T, among them.
+OPAQUE: Final = "its weights are not constant float32"
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,11 @@ class Placement:
     Attributes:
         activations: Grid of activations.
         outputs: Operators whose outputs are rounded as well; only then this runtime has an integer kernel for them.
-        joined: Operators without weights whose inputs are rounded where a rounded layer takes what they make.
         integer_bias: Biases are int32 on the grid of the products.
     """
 
     activations: Kind
     outputs: tuple[str, ...] = ()
-    joined: tuple[str, ...] = ()
     integer_bias: bool = False
 
 
@@ -93,18 +93,15 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
         if node.op_type not in LAYERS or node.domain not in {"", "ai.onnx"}:
             continue
         linear = linear_of(node)
-        reason = _product_reason(node, question) if linear is None else _layer_reason(linear, question)
-        if reason:
-            left.append(Left(str(node.outputs[0].name), question.modules.get(str(node.outputs[0].name), ""), reason))
+        reason = OPAQUE if linear is None else _layer_reason(linear, question)
+        if linear is None or reason:
+            name = str(node.outputs[0].name)
+            left.append(Left(name, question.modules.get(name, ""), reason))
             continue
-        for index in (0, 1) if linear is None else (0,):
-            edges.setdefault(name_of(node.inputs[index]), []).append((node, index))
-        if linear is not None:
-            layers.append(linear)
+        edges.setdefault(name_of(node.inputs[0]), []).append((node, 0))
+        layers.append(linear)
         if node.op_type in question.placement.outputs and not node.outputs[0].is_graph_output():
             outputs.append(str(node.outputs[0].name))
-    for node, index in _joined(graph, set(edges), question.placement.joined):
-        edges.setdefault(name_of(node.inputs[index]), []).append((node, index))
     return Chosen(tuple(layers), {name: tuple(uses) for name, uses in edges.items()}, tuple(outputs), tuple(left))
 
 
@@ -128,26 +125,4 @@ def _layer_reason(linear: Linear, question: Question) -> str:
         return "the family keeps it"
     if depthwise and not recipe.depthwise:
         return "depthwise: bound by memory, not by arithmetic"
-    if not depthwise and min(rows * groups, linear.channels) < recipe.least_channels:
-        return f"fewer than {recipe.least_channels} channels"
     return ""
-
-
-def _product_reason(node: ir.Node, question: Question) -> str:
-    """Return why a node without constant weights that are understood stays, or ""."""
-    name = str(node.outputs[0].name)
-    if name in question.kept:
-        return "costs more accuracy than it is worth"
-    computed = all(constant(value) is None for value in node.inputs[:2])
-    if node.op_type != "MatMul" or not computed:
-        return "its weights are not constant float32"
-    return "" if question.recipe.attention else "a product of two activations"
-
-
-def _joined(graph: ir.Graph, rounded: set[str], operators: tuple[str, ...]) -> Iterator[tuple[ir.Node, int]]:
-    """Yield the computed inputs of operators that make what is rounded anyway."""
-    for node in graph:
-        if node.op_type in operators and any(str(output.name) in rounded for output in node.outputs):
-            for index, value in enumerate(node.inputs):
-                if value is not None and constant(value) is None:
-                    yield node, index

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.calibration.ranges import RANGES, RangeTable
-from deploykit.errors import Hint, UnsupportedError, UsageError
+from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
 from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
@@ -103,11 +103,9 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
     emitter = Emitter(model.graph, grids)
     emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
     RemoveUnusedNodesPass()(model)
-    made = onnx_files.save_apart(model, workspace.folder)
-    onnx_files.strip(made)
-    onnx_files.save(made, workspace.folder / onnx_files.MODEL)
-    carried = {new: modules[old] for new, old in emitter.origins.items() if old in modules}
-    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, {**modules, **carried}))
+    made = onnx_files.write(model, workspace.folder)
+    known = provenance.carry(modules, emitter.origins)
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, known))
     return {
         "layers": len(chosen.layers),
         "tensors": len(grids),
@@ -119,8 +117,6 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
 def _ensure(_inputs: Inputs, _options: QuantizeOptions, made: Item) -> None:
     """Count what the graph holds: asked for int8, it must have int8 weights."""
     import onnx
-
-    from deploykit.errors import InternalError
 
     model = onnx_files.load(made.path(onnx_files.MODEL))
     kinds = Counter(tensor.data_type for tensor in model.graph.initializer)

@@ -20,7 +20,8 @@ from deploykit.export.stage import Item, Workspace
 from deploykit.models.precision import Int8Recipe
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.verdict import int8_share
+from deploykit.runtime.gate import share_gate
+from deploykit.verdict import Verdict, int8_share
 
 RNG = np.random.default_rng(7)
 WEIGHTS: dict[str, Array] = {
@@ -123,3 +124,13 @@ def test_what_stays_is_told_with_module_and_reason(tmp_path: Path) -> None:
 def test_layers_named_by_the_caller_stay(tmp_path: Path) -> None:
     made = quantized(network(tmp_path / "graph"), replace(options("openvino"), kept=("a",)), tmp_path)
     assert [left["node"] for left in made.facts["left"]] == ["a"]
+
+
+def test_a_float_network_fails_the_gate_of_8_bits_by_name(tmp_path: Path) -> None:
+    graph = network(tmp_path / "graph")
+    feed = {"x": RNG.uniform(-4, 4, (1, 8, 8, 8)).astype(np.float32)}
+    config = RunConfig("onnxruntime", precision="f32", threads=1)
+    with get_backend("onnxruntime").open(str(graph.path(onnx_files.MODEL)), config) as session:
+        result = share_gate(session.executed(feed), 0.9)
+    assert (result.verdict, result.kind.exit_code, result.value) == (Verdict.FAIL, 8, 0.0)
+    assert "too little runs in 8 bits" in result.reason
