@@ -23,6 +23,12 @@ def test_int8_with_an_open_batch_is_refused_for_openvino(tmp_path: Path) -> None
     assert "OpenVINO computes int8 wrongly where an axis is open" in outcome.err
 
 
+def test_images_that_no_cell_calibrates_on_are_refused(tmp_path: Path) -> None:
+    outcome = run("export", "tiny-dinov2", "--fp32", "--calib", "rendered:calib", "--out", str(tmp_path / "b"))
+    assert outcome.code == 2
+    assert "nothing to calibrate in fp32" in outcome.err
+
+
 def test_too_few_images_are_refused_before_anything_runs(tmp_path: Path) -> None:
     outcome = run("export", "tiny-dinov2", "--int8", "--calib-size", "8", "--out", str(tmp_path / "b"))
     assert outcome.code == 2

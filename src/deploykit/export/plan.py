@@ -238,8 +238,9 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
 
 #: Precisions that can be asked for, and the way from the hub graph to each.
 PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {"fp32": _as_it_is, "fp16": _half, "int8": _int8}
-#: Those that need calibration images.
+#: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})
+MEASURED = frozenset({"fp16", "int8"})
 
 
 def _graphs(original: Original, family: Family, request: Request) -> list[Node]:

@@ -155,8 +155,18 @@ def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesReques
 
 
 def _calibration(original: Original, options: ExportOptions) -> CalibrationRequest | None:
-    """Return the images to calibrate on; the model's own where it has some and a cell needs them."""
-    needed = any(plan.Cell.parse(cell).precision in plan.CALIBRATED for cell in options.cells)
+    """Return the images to calibrate on; the model's own where it has some and a cell needs them.
+
+    Raises:
+        UsageError: Images are given that no cell makes use of.
+    """
+    precisions = {plan.Cell.parse(cell).precision for cell in options.cells}
+    if options.calib and not precisions & plan.MEASURED:
+        raise UsageError(
+            f"--calib {options.calib}: nothing to calibrate in {', '.join(sorted(precisions))}",
+            Hint("--int8", "or --fp16"),
+        )
+    needed = bool(precisions & plan.CALIBRATED)
     name = options.calib or (RENDERED_CALIBRATION if needed and original.images else None)
     if name is None:
         return None
