@@ -70,14 +70,15 @@ class TensorRange:
 
     def quantiles(self, outside: float) -> tuple[float, float]:
         """Return bounds that leave the share `outside` of the weight below and as much above; never beyond min and max."""
-        total = self.histogram.sum()
-        if total == 0:
+        left_out = outside * self.histogram.sum()
+        # Summed up from either end: what weighs little there would be lost beside all the rest.
+        below, above = (
+            int(np.searchsorted(np.cumsum(h), left_out, side="right")) for h in (self.histogram, self.histogram[::-1])
+        )
+        if below == BINS:
             return self.min, self.max
-        below = np.cumsum(self.histogram)
-        first = int(np.searchsorted(below, outside * total, side="right"))
-        last = int(np.searchsorted(below, (1 - outside) * total, side="left"))
         width = 2 * self.limit / BINS
-        return max(self.min, -self.limit + width * first), min(self.max, -self.limit + width * (last + 1))
+        return max(self.min, -self.limit + width * below), min(self.max, self.limit - width * above)
 
 
 @dataclass(frozen=True)
