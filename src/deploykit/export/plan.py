@@ -68,6 +68,7 @@ class Request:
         golden: The images that golden inputs are taken from.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
+        table: Ranges that were measured before, instead of images; None measures them.
         kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
 
@@ -77,6 +78,7 @@ class Request:
     golden: ImagesRequest
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
+    table: ranges.TableOptions | None = None
     kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -124,7 +126,7 @@ def _target(cell: Cell, request: Request) -> Target:
             f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
             Hint("--batch N", "instead of --dynamic"),
         )
-    if cell.precision in CALIBRATED and request.calibration is None:
+    if cell.precision in CALIBRATED and request.calibration is None and request.table is None:
         raise UsageError(
             f"{cell.precision} needs images to measure activations on, such as the model will see",
             Hint("--calib DIR", "a folder of about 300; they need no labels"),
@@ -234,6 +236,8 @@ def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
 def _ranges(setting: Setting) -> tuple[Node, ...]:
     """Return the nodes that measure activations, the last of which makes the table."""
     original, request = setting.original, setting.request
+    if request.table is not None:
+        return (Node(RANGES, ranges.FROM_TABLE, request.table, {"graph": setting.hub}),)
     options = ranges.RangesOptions(original.input_name, original.preprocess)
     if request.calibration is None:
         return (Node(RANGES, ranges.FROM_GOLDEN, options, {"graph": setting.hub, "golden": GOLDEN}),)

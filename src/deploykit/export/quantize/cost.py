@@ -133,12 +133,13 @@ def relative_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -
 
 
 def _run_rows(path: str, inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float32]]:
-    golden = load_tensors(inputs["golden"].path(TENSORS))[options.input_name]
-    count = min(options.images, calibrate.count(inputs["images"]))
-    images = calibrate.rows(inputs["images"], options.preprocess, 0, count)
+    rows = [load_tensors(inputs["golden"].path(TENSORS))[options.input_name]]
+    if "images" in inputs:
+        count = min(options.images, calibrate.count(inputs["images"]))
+        rows.append(calibrate.rows(inputs["images"], options.preprocess, 0, count))
     config = RunConfig("onnxruntime", precision="f32")
     with get_backend(config.backend).open(path, config) as session:
-        return run_rows(session, {options.input_name: np.concatenate([golden, images])})
+        return run_rows(session, {options.input_name: np.concatenate(rows)})
 
 
 def read(item: Item) -> NDArray[np.float64]:
@@ -148,14 +149,18 @@ def read(item: Item) -> NDArray[np.float64]:
 
 
 LIBRARIES = ("onnx", "onnx_ir", "onnxruntime")
-_ROWS = {"graph": "graph", "golden": "tensors", "images": "images"}
-#: What the float32 graph says to the rows that costs are measured on.
-ANSWERS = Stage("cost-answers", 1, _ROWS, "tensors", LIBRARIES, _answers)
-STAGE = Stage(
-    name="cost",
-    version=1,
-    takes={**_ROWS, "ranges": "ranges", "answers": "tensors"},
-    makes="cost",
-    libraries=LIBRARIES,
-    run=_cost,
-)
+
+
+def _takes(*, with_images: bool) -> dict[str, str]:
+    return {"graph": "graph", "golden": "tensors", **({"images": "images"} if with_images else {})}
+
+
+def answers_stage(*, with_images: bool) -> Stage[RowsOptions]:
+    """Return the stage that asks the float32 graph about the rows that costs are measured on."""
+    return Stage("cost-answers", 1, _takes(with_images=with_images), "tensors", LIBRARIES, _answers)
+
+
+def cost_stage(*, with_images: bool) -> Stage[CostOptions]:
+    """Return the stage that measures what one layer costs, on golden inputs and on calibration images where there are any."""
+    takes = {**_takes(with_images=with_images), "ranges": "ranges", "answers": "tensors"}
+    return Stage("cost", 1, takes, "cost", LIBRARIES, _cost)
