@@ -196,12 +196,17 @@ def _print_plan(preview: Preview) -> None:
 
 def _print_result(exported: Exported, *, verified: bool) -> None:
     from deploykit.cli import render
-    from deploykit.runtime.report import terminal
+    from deploykit.runtime.report import gains, terminal
 
     bundle, report = exported.bundle, exported.report
     if verified:
         render.print_report(report, {artifact.name: artifact.bytes for artifact in bundle.manifest.artifacts})
     console = render.out()
+    fewer = gains.table(bundle.manifest)
+    if fewer is not None:
+        console.print(fewer)
+        for line in gains.notes(bundle.manifest):
+            console.print(line, markup=False)
     console.print(f"bundle  {bundle.root}", markup=False)
     console.print(f"next    deploykit verify {bundle.root}", markup=False)
     if verified:
