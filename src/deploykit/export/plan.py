@@ -10,6 +10,7 @@ from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
 from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, trace
 from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
+from deploykit.export.quantize import cost, smooth
 from deploykit.export.quantize import stage as quantize
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
@@ -225,12 +226,27 @@ def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
 
 
 def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
-    measured = _ranges(setting)
+    """Smooth where the family has strengths to try and there are images to try them on, then quantize."""
     assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
-    options = quantize.QuantizeOptions(setting.family.int8, target.placement, setting.request.kept.get(cell, ()))
-    inputs = {"graph": setting.hub, "ranges": measured[-1].id}
-    node = Node(quantize_id(cell), quantize.STAGE, options, inputs)
-    return Chain(node.id, (*measured, node))
+    measured, recipe = _ranges(setting), setting.family.int8
+    nodes, graph = list(measured), setting.hub
+    if recipe.strengths and setting.request.calibration is not None:
+        smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, target.placement))
+        nodes, graph = [*nodes, *smoothed], smoothed[0].id
+    options = quantize.QuantizeOptions(recipe, target.placement, setting.request.kept.get(cell, ()))
+    node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": nodes[-1].id})
+    return Chain(node.id, (*nodes, node))
+
+
+def _smoothed(setting: Setting, target: Target, options: quantize.QuantizeOptions) -> tuple[Node, Node]:
+    """Return the node that smooths the hub graph and the one that measures what came of it."""
+    original = setting.original
+    rows = cost.RowsOptions(original.input_name, original.preprocess, cost.IMAGES)
+    inputs = {"graph": setting.hub, "ranges": RANGES, "golden": GOLDEN, "images": CALIBRATION}
+    chosen = smooth.SmoothOptions(setting.family.int8.strengths, options, rows)
+    node = Node(f"smooth-{target.name}", smooth.STAGE, chosen, inputs)
+    measuring = ranges.RangesOptions(original.input_name, original.preprocess)
+    return node, Node(f"ranges-{target.name}", ranges.FROM_IMAGES, measuring, {"graph": node.id, "images": CALIBRATION})
 
 
 def _ranges(setting: Setting) -> tuple[Node, ...]:

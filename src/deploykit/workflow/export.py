@@ -13,7 +13,7 @@ from deploykit import optional, serde
 from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
-from deploykit.calibration.ranges import RANGES
+from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.data.imageset import open_imageset, rendered_images
 from deploykit.errors import Hint, ResourceError, UsageError
 from deploykit.export import plan
@@ -95,8 +95,16 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
     _check_disk(out, original, len(request.cells))
-    notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
-    return Preview(draft, out, whole, notes)
+    return Preview(draft, out, whole, tuple(_notes(draft)))
+
+
+def _notes(draft: Draft) -> Iterator[str]:
+    """Yield what is not quite as it was asked for, or may be expected."""
+    calibration, options = draft.request.calibration, draft.options
+    if calibration is not None and calibration.note:
+        yield calibration.note
+    if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.CALIBRATED:
+        yield "a table has no images to choose SmoothQuant's strength by: it is off"
 
 
 def export_model(
@@ -198,6 +206,7 @@ def _table(options: ExportOptions) -> TableOptions | None:
 
     Raises:
         UsageError: No such file, images beside it, or no cell that makes use of ranges.
+        BadInputError: The file is no table.
     """
     for flag, value in (("--calib-table", options.calib_table), ("--save-calib-table", options.save_calib_table)):
         if value and not _precisions(options) & plan.MEASURED:
@@ -209,6 +218,7 @@ def _table(options: ExportOptions) -> TableOptions | None:
     path = Path(options.calib_table)
     if not path.is_file():
         raise UsageError(f"--calib-table {path}: there is no such file", Hint("--save-calib-table FILE", "writes one"))
+    RangeTable.load(path)
     return TableOptions(str(path.resolve()), sha256_of(path))
 
 

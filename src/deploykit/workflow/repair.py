@@ -25,8 +25,6 @@ from deploykit.workflow import measure
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.options import GOLDEN_COUNT
 
-#: Calibration images that costs are measured on.
-COST_IMAGES: Final = 64
 #: Times that an artifact is built anew: each is another try at the same evaluation images.
 MOST_ROUNDS: Final = 6
 #: The error that may remain is aimed below what the gates ask for by this factor, since costs add up only about.
@@ -151,7 +149,7 @@ def _cost_nodes(
     draft: Draft, quantizing: Node, options: QuantizeOptions, layers: Sequence[cost.Layer]
 ) -> Iterator[Node]:
     """Yield the node of what the float32 graph answers, then one per layer."""
-    rows = cost.RowsOptions(draft.original.input_name, draft.original.preprocess, COST_IMAGES)
+    rows = cost.RowsOptions(draft.original.input_name, draft.original.preprocess, cost.IMAGES)
     with_images = draft.request.calibration is not None
     inputs = {"graph": quantizing.inputs["graph"], "golden": plan.GOLDEN}
     inputs |= {"images": plan.CALIBRATION} if with_images else {}
