@@ -60,7 +60,7 @@ def bench(
         Candidate(artifact.name, str(opened.root / artifact.main.path), run)
         for artifact in manifest.artifacts
         for run in artifact.runs
-        if get_backend(run.backend).component.version() is not None and not get_backend(run.backend).stands_in
+        if not get_backend(run.backend).lacks(run) and not get_backend(run.backend).stands_in
     ]
     if not candidates:
         raise MissingComponentError("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))

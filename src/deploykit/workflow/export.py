@@ -193,7 +193,8 @@ def _with_measurements(original: Original, request: plan.Request, options: Expor
         if request.evaluation is not None:
             inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
         for run in target.runs[cell.precision]:
-            if not get_backend(run.backend).stands_in:
+            backend = get_backend(run.backend)
+            if not backend.stands_in and not backend.lacks(run):
                 candidates.append((name, file, run))
             judging = measure.JudgeOptions(
                 name, file, run, family.budgets, cell.precision, axes, original.preprocess, machine
