@@ -224,8 +224,8 @@ def _run(inputs: Inputs, options: StoreOptions, workspace: Workspace) -> Facts:
 
     source, modules = inputs["graph"].path(onnx_files.MODEL), provenance.read(inputs["graph"].path(onnx_files.MODULES))
     model = ir.load(source)
-    check_model(model, options.precision)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    check_model(model, options.precision)
     storer = Storer(model.graph)
     FORMS[options.precision].write(storer)
     if not storer.stored:
