@@ -211,10 +211,12 @@ def _family(device: str) -> str:
 def _ran(version: str, compiled: Any) -> Ran:  # noqa: ANN401 - the library has no types
     device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    # What is bfloat16 in the graph runs in it whatever the property says.
-    if any(_multiplied_in(node) == "bf16" for node, _ in _layers(compiled)):
-        precision = "bf16"
-    threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == "CPU" else None
+    threads = None
+    if device == "CPU":
+        threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        # What is bfloat16 in the graph runs in it whatever the property says.
+        if any(_multiplied_in(node) == "bf16" for node, _ in _layers(compiled)):
+            precision = "bf16"
     return Ran(OpenVinoBackend.name, version, device, precision, threads)
 
 
