@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_what_stays_is_told_with_module_and_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_layers_that_stay_run_in_the_precision_of_the_run(precision: str, tmp_path: Path) -> None:
-    """The rest in bfloat16 is faster, and no worse than the grade of int8 allows."""
+    """Either is judged as int8."""
     runtime, config = get_backend("openvino"), RunConfig("openvino", precision=precision, threads=1)
     if reason := runtime.lacks(config):
         pytest.skip(reason)
@@ -132,7 +133,7 @@ def test_layers_that_stay_run_in_the_precision_of_the_run(precision: str, tmp_pa
     )
     feed = {"x": RNG.uniform(-4, 4, (1, 8, 8, 8)).astype(np.float32)}
     with runtime.open(str(made.path(onnx_files.MODEL)), config) as session:
-        assert [layer.precision for layer in session.executed(feed)] == ["int8", "int8", precision]
+        assert Counter(layer.precision for layer in session.executed(feed)) == {"int8": 2, precision: 1}
         assert session.ran.precision == precision
     assert grade_of("int8", precision) == "int8"
 
