@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,3 +91,50 @@ def _check_sizes(manifest: Manifest) -> None:
     most = {"fp16": 2.4, "bf16": 2.4, "int8-weights": 1.4, "int8": 1.6}
     for artifact in manifest.artifacts:
         assert artifact.bytes < most[artifact.precision] * manifest.source.parameters, artifact.name
+
+
+def test_repair_returns_what_costs_most_until_the_gates_pass_and_says_so(tmp_path: Path) -> None:
+    words = ("export", "tiny-convnextv2", "--int8", "--ort", "--no-bench", "--out", str(tmp_path / "bundle"))
+    kept = run(*words, "--no-repair", "--json")
+    assert kept.code == 3, kept.err
+    assert json.loads(kept.out)["repairs"] == []
+    repaired = run(*words)
+    assert repaired.code == 0, repaired.err
+    assert "returned to float" in repaired.out
+    (repair,) = Bundle.open(tmp_path / "bundle").manifest.repairs or ()
+    (judgement,) = Bundle.open(tmp_path / "bundle").manifest.judgements
+    assert repair.rounds >= 1
+    assert not repair.given_up
+    assert all(entry.module for entry in repair.returned)
+    assert judgement.metrics["sqnr_db"] > repair.before[judgement.run.label]["sqnr_db"]
+    returned = sum(entry.macs_share for entry in repair.returned)
+    assert judgement.metrics["int8_share"] == pytest.approx(1 - returned, abs=1e-3)
+
+
+def test_a_calibration_table_replaces_images_and_belongs_to_one_graph(tmp_path: Path) -> None:
+    table, words = tmp_path / "net.ranges", ("--int8", "--openvino", "--no-bench", "--no-verify", "--json")
+    first, second = tmp_path / "first", tmp_path / "second"
+    made = run("export", "tiny-dinov2", *words, "--save-calib-table", str(table), "--out", str(first))
+    assert made.code == 0, made.err
+    again = run("export", "tiny-dinov2", *words, "--calib-table", str(table), "--out", str(second))
+    assert again.code == 0, again.err
+    files = [[record.sha256 for record in Bundle.open(out).manifest.artifacts[0].files] for out in (first, second)]
+    assert files[0] == files[1]
+    other = run("export", "tiny-convnext", *words, "--calib-table", str(table), "--out", str(tmp_path / "other"))
+    assert other.code == 2
+    assert "belongs to graph" in other.err
+
+
+def test_tables_that_nothing_makes_use_of_or_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "b"))
+    missing = run("export", "tiny-dinov2", "--int8", "--calib-table", str(tmp_path / "none"), *out)
+    assert (missing.code, "there is no such file" in missing.err) == (2, True)
+    idle = run("export", "tiny-dinov2", "--fp32", "--save-calib-table", str(tmp_path / "t"), *out)
+    assert (idle.code, "no precision here measures activations" in idle.err) == (2, True)
+    (tmp_path / "garbage").write_bytes(b"no table")
+    words = ("export", "tiny-dinov2", "--int8", "--no-verify", "--no-bench", "--calib-table", str(tmp_path / "garbage"))
+    garbage = run(*words, *out)
+    assert garbage.code == 7, garbage.err
+    assert "is no range table" in garbage.err
+    both = run(*words, "--calib", "rendered:calib", *out)
+    assert (both.code, "exclude one another" in both.err) == (2, True)

@@ -71,6 +71,19 @@ def export(
     calib_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take.")] = 300,
     calib_seed: Annotated[int, typer.Option(metavar="N", help="What the choice is drawn from.")] = 0,
     calib_few: Annotated[bool, typer.Option("--calib-few", help="Take fewer than 32 images.")] = False,
+    calib_table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What activations were measured to be, from --save-calib-table: no images needed."
+        ),
+    ] = None,
+    save_calib_table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write there what activations were measured to be.")
+    ] = None,
+    no_repair: Annotated[
+        bool,
+        typer.Option("--no-repair", help="Keep int8 as it is where it drifts too far, instead of returning layers."),
+    ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't judge against the original.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
@@ -114,6 +127,9 @@ def export(
         calib_size=calib_size,
         calib_seed=calib_seed,
         calib_few=calib_few,
+        calib_table=str(calib_table) if calib_table else None,
+        save_calib_table=str(save_calib_table) if save_calib_table else None,
+        repair=not no_repair,
         verify=not no_verify,
         bench=not no_bench,
         replace=replace,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
@@ -68,6 +68,8 @@ class Request:
         golden: The images that golden inputs are taken from.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
+        table: Ranges that were measured before, instead of images; None measures them.
+        kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
 
     cells: tuple[Cell, ...]
@@ -76,6 +78,8 @@ class Request:
     golden: ImagesRequest
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
+    table: ranges.TableOptions | None = None
+    kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
 
 def original_item(original: Original) -> Item:
@@ -126,7 +130,7 @@ def _target(cell: Cell, request: Request) -> Target:
             f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
             Hint("--batch N", "instead of --dynamic"),
         )
-    if cell.precision in CALIBRATED and request.calibration is None:
+    if cell.precision in CALIBRATED and request.calibration is None and request.table is None:
         raise UsageError(
             f"{cell.precision} needs images to measure activations on, such as the model will see",
             Hint("--calib DIR", "a folder of about 300; they need no labels"),
@@ -184,6 +188,11 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
 
 
+def quantize_id(cell: Cell) -> str:
+    """Return the id of the node that quantizes a cell's graph."""
+    return f"quantize-{cell.target}"
+
+
 def hub_of(plan: Plan) -> str:
     """Return the id of the node whose graph every precision and target starts from."""
     return next(node.inputs["graph"] for node in plan.nodes if node.id == HUB_OUTPUTS)
@@ -219,12 +228,12 @@ def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
     return Chain(node.id, (*measured, node))
 
 
-def _int8(setting: Setting, _cell: Cell, target: Target) -> Chain:
-    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
     measured = _ranges(setting)
-    options = quantize.QuantizeOptions(setting.family.int8, target.placement)
+    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+    options = quantize.QuantizeOptions(setting.family.int8, target.placement, setting.request.kept.get(cell, ()))
     inputs = {"graph": setting.hub, "ranges": measured[-1].id}
-    node = Node(f"quantize-{target.name}", quantize.STAGE, options, inputs)
+    node = Node(quantize_id(cell), quantize.STAGE, options, inputs)
     return Chain(node.id, (*measured, node))
 
 
@@ -236,6 +245,8 @@ def _stored(setting: Setting, cell: Cell, _target: Target) -> Chain:
 def _ranges(setting: Setting) -> tuple[Node, ...]:
     """Return the nodes that measure activations, the last of which makes the table."""
     original, request = setting.original, setting.request
+    if request.table is not None:
+        return (Node(RANGES, ranges.FROM_TABLE, request.table, {"graph": setting.hub}),)
     options = ranges.RangesOptions(original.input_name, original.preprocess)
     if request.calibration is None:
         return (Node(RANGES, ranges.FROM_GOLDEN, options, {"graph": setting.hub, "golden": GOLDEN}),)
@@ -255,6 +266,8 @@ PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {
 }
 #: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})
+#: Those that a layer may be returned from where it costs too much accuracy.
+REPAIRABLE = frozenset({"int8"})
 MEASURED = frozenset({"fp16", "int8"})
 
 

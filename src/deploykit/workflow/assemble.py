@@ -24,6 +24,7 @@ from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine,
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.verdict import Repair
 from deploykit.workflow import measure
 
 
@@ -37,6 +38,7 @@ class Story:
         cells: What was made.
         axes: Dynamic axes, with the size that each was traced at.
         command: The command line that asks for it.
+        repairs: What was done so that artifacts pass.
     """
 
     original: Original
@@ -44,6 +46,7 @@ class Story:
     cells: tuple[plans.Cell, ...]
     axes: Mapping[str, int]
     command: str
+    repairs: tuple[Repair, ...] = ()
 
 
 class Assembly:
@@ -149,6 +152,7 @@ class Assembly:
             timings=tuple(timings),
             machine=Machine.here(),
             libraries=optional.installed(),
+            repairs=self.story.repairs or None,
         ).sealed()
 
 

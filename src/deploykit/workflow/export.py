@@ -6,32 +6,32 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit import optional, serde
+from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
+from deploykit.calibration.ranges import RANGES
 from deploykit.data.imageset import open_imageset, rendered_images
 from deploykit.errors import Hint, ResourceError, UsageError
 from deploykit.export import plan
-from deploykit.export.cache import Cache
+from deploykit.export.cache import Cache, Made
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
-from deploykit.export.stage import Node, Plan
-from deploykit.manifest import Machine
+from deploykit.export.plan import Cell
+from deploykit.export.ranges import TableOptions
+from deploykit.export.stage import Plan
 from deploykit.models import sources
-from deploykit.models.family import get_family
 from deploykit.models.original import Original
-from deploykit.runtime import judge
-from deploykit.runtime.backends.base import get_backend
-from deploykit.verdict import Report
-from deploykit.workflow import measure
+from deploykit.verdict import Repair, Report
 from deploykit.workflow.assemble import Story, assemble
+from deploykit.workflow.draft import Draft
 from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
+from deploykit.workflow.repair import repaired
 
-BENCH = "bench"
 #: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
 GRAPH_COPIES = 4
 
@@ -49,20 +49,26 @@ class Preview:
     """What an export is about to do.
 
     Attributes:
-        original: What is exported.
-        cells: What will be made of it.
-        axes: Dynamic axes, with the size that each is traced at.
+        draft: What is made and measured.
         out: Where the bundle will lie.
-        plan: What will be run.
+        plan: What will be run, if nothing has to be repaired.
         notes: What is not quite as it was asked for.
     """
 
-    original: Original
-    cells: tuple[plan.Cell, ...]
-    axes: Mapping[str, int]
+    draft: Draft
     out: Path
     plan: Plan
     notes: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> Original:
+        """What is exported."""
+        return self.draft.original
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What will be made of it."""
+        return self.draft.request.cells
 
 
 def prepare(model: str, options: ExportOptions) -> Preview:
@@ -81,17 +87,16 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
+        table=_table(options),
     )
-    made = plan.make_plan(original, request, GOLDEN_COUNT)
-    whole = _with_measurements(original, request, options, made)
+    draft = Draft(original, request, options)
+    whole = draft.whole()
     for node in whole.nodes:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
     _check_disk(out, original, len(request.cells))
-    family = get_family(original.family)
-    axes = {name: family.axes[name].traced for name in request.dynamic}
     notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
-    return Preview(original, request.cells, axes, out, whole, notes)
+    return Preview(draft, out, whole, notes)
 
 
 def export_model(
@@ -128,11 +133,18 @@ def export_model(
         on_plan(preview)
     with _cache(options) as cache, _lock(preview.out):
         writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
-        results = Pipeline(cache, watcher or Silent(), quiet=quiet).run(preview.plan)
-        story = Story(preview.original, preview.plan, preview.cells, preview.axes, command or _command(model, options))
+        pipeline, draft = Pipeline(cache, watcher or Silent(), quiet=quiet), preview.draft
+        repairs: tuple[Repair, ...] = ()
+        if options.verify and options.repair:
+            draft, repairs = repaired(pipeline, draft)
+        made = draft.whole()
+        story = Story(draft.original, made, preview.cells, draft.axes, command or _command(model, options), repairs)
+        results = pipeline.run(made)
+        if options.save_calib_table:
+            _save_table(results, Path(options.save_calib_table))
         bundle = assemble(story, results, writer)
     manifest = bundle.manifest
-    return Exported(bundle, Report(str(bundle.root), manifest.judgements, manifest.timings))
+    return Exported(bundle, Report(str(bundle.root), manifest.judgements, manifest.timings, repairs=repairs))
 
 
 def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
@@ -160,13 +172,15 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     Raises:
         UsageError: Images are given that no cell makes use of.
     """
-    precisions = {plan.Cell.parse(cell).precision for cell in options.cells}
+    precisions = _precisions(options)
     if options.calib and not precisions & plan.MEASURED:
         raise UsageError(
             f"--calib {options.calib}: nothing to calibrate in {', '.join(sorted(precisions))}",
             Hint("--int8", "or --fp16"),
         )
     needed = bool(precisions & plan.CALIBRATED)
+    if options.calib_table:
+        return None
     name = options.calib or (RENDERED_CALIBRATION if needed and original.images else None)
     if name is None:
         return None
@@ -175,48 +189,42 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     )
 
 
-def _with_measurements(original: Original, request: plan.Request, options: ExportOptions, made: Plan) -> Plan:
-    """Add a judge node per artifact and RunConfig, and one bench node over all."""
-    family, targets = plan.check_request(original, request)
-    machine = Machine.here()
-    nodes, candidates = list(made.nodes), []
-    axes = {name: family.axes[name].traced for name in request.dynamic}
-    for cell, target in targets.items():
-        name = plan.artifact_name(original, cell)
-        file = plan.stem_of(original, cell) + target.endings[0]
-        inputs = {
-            "artifact": name,
-            "golden": plan.GOLDEN,
-            judge.ORIGINAL: plan.GOLDEN_OUTPUTS,
-            judge.HUB: plan.HUB_OUTPUTS,
-        }
-        if request.evaluation is not None:
-            inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
-        for run in target.runs[cell.precision]:
-            backend = get_backend(run.backend)
-            if not backend.stands_in and not backend.lacks(run):
-                candidates.append((name, file, run))
-            judging = measure.JudgeOptions(
-                name, file, run, family.budgets, cell.precision, axes, original.preprocess, machine
-            )
-            stage = measure.judge_stage(run, with_images=request.evaluation is not None)
-            if options.verify:
-                nodes.append(Node(judge_id(name, run.label), stage, judging, inputs))
-    if options.bench:
-        bench = replace(options.bench_options, batch=options.batch)
-        timing = measure.TimeOptions(tuple(candidates), bench, machine)
-        stage_inputs = {
-            plan.ORIGINAL: plan.ORIGINAL,
-            "golden": plan.GOLDEN,
-            **{name: name for name, _, _ in candidates},
-        }
-        nodes.append(Node(BENCH, measure.time_stage(original, tuple(candidates)), timing, stage_inputs))
-    return Plan(made.given, tuple(nodes))
+def _precisions(options: ExportOptions) -> set[str]:
+    return {plan.Cell.parse(cell).precision for cell in options.cells}
 
 
-def judge_id(artifact: str, run: str) -> str:
-    """Return the id of the node that judges `artifact` in the RunConfig labelled `run`."""
-    return f"judge {artifact} ({run})"
+def _table(options: ExportOptions) -> TableOptions | None:
+    """Return the ranges that were measured before.
+
+    Raises:
+        UsageError: No such file, images beside it, or no cell that makes use of ranges.
+    """
+    for flag, value in (("--calib-table", options.calib_table), ("--save-calib-table", options.save_calib_table)):
+        if value and not _precisions(options) & plan.MEASURED:
+            raise UsageError(f"{flag} {value}: no precision here measures activations", Hint("--int8", "or --fp16"))
+    if options.calib_table is None:
+        return None
+    if options.calib:
+        raise UsageError(f"--calib {options.calib} and --calib-table {options.calib_table} exclude one another")
+    path = Path(options.calib_table)
+    if not path.is_file():
+        raise UsageError(f"--calib-table {path}: there is no such file", Hint("--save-calib-table FILE", "writes one"))
+    return TableOptions(str(path.resolve()), sha256_of(path))
+
+
+def _save_table(results: Mapping[str, Made], to: Path) -> None:
+    """Copy the measured ranges to a file, whole or not at all.
+
+    Raises:
+        ResourceError: It can't be written.
+    """
+    temporary = to.with_name(f".{to.name}.part")
+    try:
+        shutil.copyfile(results[plan.RANGES].item.path(RANGES), temporary)
+        temporary.replace(to)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(f"{to} can't be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -281,6 +289,8 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
     words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
     words += ["--calib-few"] if options.calib_few else []
+    words += [f"--calib-table {options.calib_table}"] if options.calib_table else []
+    words += ["--no-repair"] if not options.repair else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []
