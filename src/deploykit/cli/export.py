@@ -22,6 +22,7 @@ EXAMPLES = (
     "deploykit export model.onnx --openvino",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
+    "deploykit export tiny-dinov2 --int8-weights --ort --openvino",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
@@ -36,7 +37,14 @@ def export(
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Precision float16, with float32 where half overflows.")] = False,
+    bf16: Annotated[
+        bool,
+        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the processor can: OpenVINO only."),
+    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Precision int8, calibrated on --calib.")] = False,
+    int8_weights: Annotated[
+        bool, typer.Option("--int8-weights", help="Weights alone in int8: a quarter of the file, no calibration.")
+    ] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
     cell: Annotated[
@@ -105,7 +113,11 @@ def export(
     from deploykit.workflow.options import ExportOptions
 
     options = ExportOptions(
-        cells=_cells({"fp32": fp32, "fp16": fp16, "int8": int8}, {"ort": ort, "openvino": openvino}, cell or []),
+        cells=_cells(
+            {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "int8-weights": int8_weights},
+            {"ort": ort, "openvino": openvino},
+            cell or [],
+        ),
         out=str(out) if out else None,
         batch=batch,
         dynamic=tuple(dynamic or ()),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
-from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, trace
+from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, store, trace
 from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
 from deploykit.export.quantize import cost, smooth
 from deploykit.export.quantize import stage as quantize
@@ -94,7 +94,7 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     Raises:
         UsageError: An unknown precision, target or axis, a cell that a target can't take, no calibration images, or
             contradicting shapes.
-        UnsupportedError: A target runs a precision rightly with fixed axes only.
+        UnsupportedError: A target has no use for a precision, or runs it rightly with fixed axes only.
         BakedAxisError: An axis is to stay open that the original has fixed.
     """
     family = get_family(original.family)
@@ -120,6 +120,10 @@ def _target(cell: Cell, request: Request) -> Target:
     if cell.target not in target_names():
         raise UsageError(f"unknown target {cell.target!r}; there are: {', '.join(target_names())}")
     target = get_target(cell.target)
+    if cell.precision in target.refuses:
+        others = [name for name in target_names() if cell.precision in get_target(name).runs]
+        hints = (Hint(f"--cell {cell.precision}:{name}", get_target(name).title) for name in others)
+        raise UnsupportedError(f"no {cell.precision} for {target.title}: {target.refuses[cell.precision]}", *hints)
     if cell.precision not in target.runs:
         raise UsageError(f"target {cell.target!r} takes {', '.join(target.runs)}, not {cell.precision!r}")
     if request.dynamic and cell.precision in target.static:
@@ -249,6 +253,11 @@ def _smoothed(setting: Setting, target: Target, options: quantize.QuantizeOption
     return node, Node(f"ranges-{target.name}", ranges.FROM_IMAGES, measuring, {"graph": node.id, "images": CALIBRATION})
 
 
+def _stored(setting: Setting, cell: Cell, _target: Target) -> Chain:
+    node = Node(f"store-{cell.precision}", store.STAGE, store.StoreOptions(cell.precision), {"graph": setting.hub})
+    return Chain(node.id, (node,))
+
+
 def _ranges(setting: Setting) -> tuple[Node, ...]:
     """Return the nodes that measure activations, the last of which makes the table."""
     original, request = setting.original, setting.request
@@ -264,7 +273,13 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
 
 
 #: Precisions that can be asked for, and the way from the hub graph to each.
-PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {"fp32": _as_it_is, "fp16": _half, "int8": _int8}
+PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {
+    "fp32": _as_it_is,
+    "fp16": _half,
+    "int8": _int8,
+    "int8-weights": _stored,
+    "bf16": _stored,
+}
 #: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})
 #: Those that a layer may be returned from where it costs too much accuracy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploykit import registry
 from deploykit.artifact import Preprocess, RunConfig
@@ -43,6 +43,7 @@ class Target:
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
         placement: How it wants Q/DQ; None where it takes no int8.
         static: Precisions that it computes rightly only where every axis is fixed.
+        refuses: Precisions that others take, to the reason why it doesn't.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Target:
     runs: Mapping[str, tuple[RunConfig, ...]]
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
 
 def get_target(name: str) -> Target:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit import optional
+from deploykit.artifact import RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.errors import Hint, MissingComponentError
 from deploykit.models import sources
@@ -60,7 +61,7 @@ def bench(
         Candidate(artifact.name, str(opened.root / artifact.main.path), run)
         for artifact in manifest.artifacts
         for run in artifact.runs
-        if get_backend(run.backend).component.version() is not None and not get_backend(run.backend).stands_in
+        if is_timed(run)
     ]
     if not candidates:
         raise MissingComponentError("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))
@@ -84,6 +85,12 @@ def bench(
         if gate is not None
     ]
     return Report(str(opened.root), timings=timings, latency=tuple(gates))
+
+
+def is_timed(run: RunConfig) -> bool:
+    """Tell whether this machine can run something so, and as itself."""
+    backend = get_backend(run.backend)
+    return not backend.stands_in and not backend.lacks(run)
 
 
 def time_beside_original(

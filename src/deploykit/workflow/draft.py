@@ -14,8 +14,8 @@ from deploykit.manifest import Machine
 from deploykit.models.family import Family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
-from deploykit.runtime.backends.base import get_backend
 from deploykit.workflow import measure
+from deploykit.workflow.bench import is_timed
 from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
 
 BENCH = "bench"
@@ -99,7 +99,7 @@ class Draft:
     def _bench_node(self) -> Node:
         """Return the node that times all artifacts beside the original."""
         runs = [(name, file, run) for _, name, file, run in self._runs()]
-        candidates = tuple(entry for entry in runs if not get_backend(entry[2].backend).stands_in)
+        candidates = tuple(entry for entry in runs if is_timed(entry[2]))
         bench = replace(self.options.bench_options, batch=self.options.batch)
         inputs = {
             plan.ORIGINAL: plan.ORIGINAL,

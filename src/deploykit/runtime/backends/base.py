@@ -120,6 +120,10 @@ class Backend(ABC):
         """The library behind it."""
         return COMPONENTS[self.module]
 
+    def lacks(self, config: RunConfig) -> str:
+        """Return what this machine lacks to run anything as `config` says; "" for nothing."""
+        return "" if self.component.version() is not None else f"what runs {config.backend} is not installed"
+
     def open(self, model: str, config: RunConfig) -> Session:
         """Open `model` so that it runs as `config` says.
 
