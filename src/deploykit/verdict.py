@@ -245,12 +245,14 @@ class Report:
         judgements: One per artifact and RunConfig.
         timings: One per candidate, the original among them.
         latency: Latency gates that were asked for.
+        untimed: What could not be timed here, each with its reason.
     """
 
     subject: str
     judgements: tuple[Judgement, ...] = ()
     timings: tuple[Timing, ...] = ()
     latency: tuple[GateResult, ...] = ()
+    untimed: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -264,7 +266,8 @@ class Report:
     @property
     def not_run(self) -> tuple[str, ...]:
         """Every check that could not be made here, with its reason."""
-        return tuple(f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run)
+        judged = [f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run]
+        return (*judged, *self.untimed)
 
     def exit_code(self, *, strict: bool) -> int:
         """Return the code that the command line ends with.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploykit.artifact import Axis
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
 from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, trace
@@ -68,6 +69,8 @@ class Request:
         golden: The images that golden inputs are taken from.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
+        profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
+        capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
     """
 
     cells: tuple[Cell, ...]
@@ -76,6 +79,8 @@ class Request:
     golden: ImagesRequest
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
+    profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = ()
 
 
 def original_item(original: Original) -> Item:
@@ -105,7 +110,57 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         _check_fixed_batch(original.id, original.fixed_batch, request)
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
+    _check_profiles(family, request, targets.values())
+    if request.capabilities and not any(target.capabilities for target in targets.values()):
+        raise UsageError(
+            f"--sm {_numbers(request.capabilities)}: no target of this export is built for chosen GPUs",
+            Hint("--trt-rtx"),
+        )
     return family, targets
+
+
+def _check_profiles(family: Family, request: Request, targets: Iterable[Target]) -> None:
+    """Refuse profiles of axes that are not open, of sizes that the family doesn't take, or that no target makes use of."""
+    for name, sizes in request.profiles.items():
+        told = f"--profile {name}={_numbers(sizes)}"
+        if name not in request.dynamic:
+            raise UsageError(f"{told}: the axis is not open", Hint(f"--dynamic {name}"))
+        rule, (least, usual, most) = family.axes[name], sizes
+        if not rule.min <= least <= usual <= most <= rule.max or any((size - rule.min) % rule.step for size in sizes):
+            raise UsageError(
+                f"{told}: {family.title} takes {name} {rule.min} to {rule.max} in steps of {rule.step}, "
+                "and a profile is the least, the usual and the largest size"
+            )
+    if request.profiles and not any(target.bounded for target in targets):
+        raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ",".join(map(str, values))
+
+
+def axes_of(family: Family, request: Request, target: Target) -> Mapping[str, Axis]:
+    """Return the axes that are open in a target's artifact, with their bounds."""
+    rules = {name: family.axes[name] for name in request.dynamic}
+    bounds = {name: (rule.min, rule.min, rule.max) for name, rule in rules.items()}
+    if target.bounded:
+        bounds |= request.profiles
+    return {name: Axis(name, *bounds[name], rules[name].step) for name in rules}
+
+
+def capabilities_of(cell: Cell, request: Request, target: Target) -> tuple[int, ...]:
+    """Return what a cell is built for.
+
+    Raises:
+        UnsupportedError: One that was asked for doesn't run this precision.
+    """
+    able = target.capabilities.get(cell.precision, ())
+    for wanted in request.capabilities if able else ():
+        if wanted not in able:
+            raise UnsupportedError(
+                f"{target.title} builds no {cell.precision} for SM {wanted}; it does for SM {_numbers(able)}"
+            )
+    return request.capabilities if able and request.capabilities else able
 
 
 def _target(cell: Cell, request: Request) -> Target:
@@ -172,7 +227,14 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         chain = PRECISIONS[cell.precision](setting, cell, target)
         known = {node.id for node in nodes}
         nodes += [node for node in chain.nodes if node.id not in known]
-        options = PackageOptions(stem_of(original, cell), cell.precision, original.labels, recipe)
+        options = PackageOptions(
+            stem=stem_of(original, cell),
+            precision=cell.precision,
+            labels=original.labels,
+            preprocess=recipe,
+            axes=axes_of(family, request, target),
+            capabilities=capabilities_of(cell, request, target),
+        )
         nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": chain.graph}))
     if request.evaluation is not None:
         inputs = {"original": ORIGINAL, "images": EVALUATION}
@@ -221,7 +283,12 @@ def _int8(setting: Setting, _cell: Cell, target: Target) -> Chain:
     options = quantize.QuantizeOptions(setting.family.int8, target.placement)
     inputs = {"graph": setting.hub, "ranges": measured[-1].id}
     node = Node(f"quantize-{target.name}", quantize.STAGE, options, inputs)
-    return Chain(node.id, (*measured, node))
+    rest = target.placement.rest
+    if rest is None:
+        return Chain(node.id, (*measured, node))
+    casting = cast.CastOptions(rest, setting.family.islands)
+    half = Node(f"cast-{node.id}", cast.STAGE, casting, {"graph": node.id, "ranges": measured[-1].id})
+    return Chain(half.id, (*measured, node, half))
 
 
 def _ranges(setting: Setting) -> tuple[Node, ...]:

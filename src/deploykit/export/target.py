@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploykit import registry
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import Axis, Preprocess, RunConfig
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Stage
 
@@ -22,12 +22,16 @@ class PackageOptions:
         precision: Of the artifact, embedded in the file.
         labels: Class names by index, embedded in the file.
         preprocess: From image to input, embedded in the file.
+        axes: Open dimensions by name, with their bounds.
+        capabilities: Compute capabilities of the GPUs that it is built for, as 86 for 8.6; none where the target has none.
     """
 
     stem: str
     precision: str
     labels: tuple[str, ...]
     preprocess: Preprocess
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Target:
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
         placement: How it wants Q/DQ; None where it takes no int8.
         static: Precisions that it computes rightly only where every axis is fixed.
+        capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
+        bounded: It is built for a range of each open axis, and tuned for one size in it.
     """
 
     name: str
@@ -53,6 +59,8 @@ class Target:
     runs: Mapping[str, tuple[RunConfig, ...]]
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
+    capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bounded: bool = False
 
 
 def get_target(name: str) -> Target:

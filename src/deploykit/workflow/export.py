@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit import optional, serde
+from deploykit.artifact import Axis
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.data.imageset import open_imageset, rendered_images
@@ -19,19 +20,24 @@ from deploykit.export.cache import Cache
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.stage import Node, Plan
+from deploykit.export.target import get_target
 from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Report
 from deploykit.workflow import measure
 from deploykit.workflow.assemble import Story, assemble
+from deploykit.workflow.bench import untimed
 from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 
 BENCH = "bench"
+#: The sizes that a profile names.
+_PROFILE = ("MIN", "OPT", "MAX")
 #: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
 GRAPH_COPIES = 4
 
@@ -52,6 +58,7 @@ class Preview:
         original: What is exported.
         cells: What will be made of it.
         axes: Dynamic axes, with the size that each is traced at.
+        bounds: By target, the dynamic axes with their bounds.
         out: Where the bundle will lie.
         plan: What will be run.
         notes: What is not quite as it was asked for.
@@ -60,6 +67,7 @@ class Preview:
     original: Original
     cells: tuple[plan.Cell, ...]
     axes: Mapping[str, int]
+    bounds: Mapping[str, Mapping[str, Axis]]
     out: Path
     plan: Plan
     notes: tuple[str, ...] = ()
@@ -81,6 +89,8 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
+        profiles=dict(map(_profile, options.profile)),
+        capabilities=tuple(sorted(set(options.sm))),
     )
     made = plan.make_plan(original, request, GOLDEN_COUNT)
     whole = _with_measurements(original, request, options, made)
@@ -91,7 +101,9 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     family = get_family(original.family)
     axes = {name: family.axes[name].traced for name in request.dynamic}
     notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
-    return Preview(original, request.cells, axes, out, whole, notes)
+    targets = {cell.target: get_target(cell.target) for cell in request.cells}
+    bounds = {name: plan.axes_of(family, request, target) for name, target in targets.items()}
+    return Preview(original, request.cells, axes, bounds, out, whole, notes)
 
 
 def export_model(
@@ -129,10 +141,43 @@ def export_model(
     with _cache(options) as cache, _lock(preview.out):
         writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
         results = Pipeline(cache, watcher or Silent(), quiet=quiet).run(preview.plan)
-        story = Story(preview.original, preview.plan, preview.cells, preview.axes, command or _command(model, options))
+        story = Story(
+            original=preview.original,
+            plan=preview.plan,
+            cells=preview.cells,
+            axes=preview.axes,
+            bounds=preview.bounds,
+            command=command or _command(model, options),
+        )
         bundle = assemble(story, results, writer)
+    return Exported(bundle, _report(bundle, options))
+
+
+def _report(bundle: Bundle, options: ExportOptions) -> Report:
+    """Return what is on record; what can't run here is told once, by its judgement where there is one."""
     manifest = bundle.manifest
-    return Exported(bundle, Report(str(bundle.root), manifest.judgements, manifest.timings))
+    told = {(judgement.artifact, judgement.run.label) for judgement in manifest.judgements if judgement.not_run}
+    asked = [
+        Candidate(artifact.name, artifact.main.path, run)
+        for artifact in manifest.artifacts
+        for run in artifact.runs
+        if options.bench and (artifact.name, run.label) not in told
+    ]
+    return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked))
+
+
+def _profile(text: str) -> tuple[str, tuple[int, int, int]]:
+    """Read "batch=1,8,32".
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    name, _, numbers = text.partition("=")
+    found = numbers.split(",")
+    if not name or len(found) != len(_PROFILE) or not all(number.strip().isdecimal() for number in found):
+        raise UsageError(f"--profile {text}: write AXIS={','.join(_PROFILE)}, such as batch=1,8,32")
+    least, usual, most = (int(number) for number in found)
+    return name, (least, usual, most)
 
 
 def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
@@ -193,17 +238,27 @@ def _with_measurements(original: Original, request: plan.Request, options: Expor
         if request.evaluation is not None:
             inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
         for run in target.runs[cell.precision]:
-            if not get_backend(run.backend).stands_in:
+            backend = get_backend(run.backend)
+            if not backend.stands_in and not backend.unavailable(run):
                 candidates.append((name, file, run))
             judging = measure.JudgeOptions(
-                name, file, run, family.budgets, cell.precision, axes, original.preprocess, machine
+                artifact=name,
+                file=file,
+                run=run,
+                budgets=family.budgets,
+                precision=cell.precision,
+                axes=axes,
+                preprocess=original.preprocess,
+                machine=machine,
+                place=backend.place(run),
             )
             stage = measure.judge_stage(run, with_images=request.evaluation is not None)
             if options.verify:
                 nodes.append(Node(judge_id(name, run.label), stage, judging, inputs))
-    if options.bench:
+    if options.bench and candidates:
         bench = replace(options.bench_options, batch=options.batch)
-        timing = measure.TimeOptions(tuple(candidates), bench, machine)
+        places = tuple(get_backend(run.backend).place(run) for _, _, run in candidates)
+        timing = measure.TimeOptions(tuple(candidates), bench, machine, places)
         stage_inputs = {
             plan.ORIGINAL: plan.ORIGINAL,
             "golden": plan.GOLDEN,
@@ -275,6 +330,8 @@ def _command(model: str, options: ExportOptions) -> str:
     words = ["deploykit", "export", model, *(f"--cell {cell}" for cell in options.cells)]
     words += [f"--batch {options.batch}"] if options.batch != 1 else []
     words += [f"--dynamic {axis}" for axis in options.dynamic]
+    words += [f"--profile {profile}" for profile in options.profile]
+    words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
     words += [f"--data {options.data}"] if options.data else []
     words += [f"--calib {options.calib}"] if options.calib else []
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []

@@ -20,7 +20,7 @@ MARKS = {
     Verdict.NOT_RUN: ("– not run", "dim"),
 }
 #: Short names of backends, for narrow terminals.
-SHORT = {"onnxruntime": "ort", "openvino": "ov"}
+SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 #: What a gate is called in a sentence, and its unit.
 UNITS = {"sqnr_db": "dB", "agreement": "%", "accuracy_drop": "pp", "latency_ms": "ms", "speedup": "×"}
 
@@ -163,6 +163,8 @@ def complaints(report: Report) -> Iterator[str]:
                 yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
         for reason in judgement.not_run:
             yield f"– {where}: not run: {reason}"
+    for reason in report.untimed:
+        yield f"– {reason}"
     for gate in report.latency:
         if gate.verdict is not Verdict.PASS:
             yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"
