@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError
-from deploykit.export import onnx_files, provenance
-from deploykit.export.engines.tensorrt_build import BuildOptions, build
+from deploykit.export import onnx_files, preflight, provenance
+from deploykit.export.engines.tensorrt_build import BuildOptions, build, refusals
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import INT8
@@ -40,6 +40,15 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
     model = onnx_files.load(path)
     weights = check_precision(model, options.precision)
     modules = provenance.read(inputs["graph"].path(onnx_files.MODULES))
+    demands = preflight.Demands(
+        title=flavour.title,
+        opset=library(flavour).opset,
+        capabilities=options.capabilities,
+        axes=frozenset(options.axes),
+        refusals=refusals(flavour, path),
+        without_kernels=flavour.without_kernels,
+    )
+    preflight.require(preflight.check(model, modules, demands), flavour.title)
     specs = onnx_files.specs(model.graph.input, options.axes)
     named = {node.name: modules.get(node.output[0], "") for node in model.graph.node if node.name}
     plan = build(flavour, path, BuildOptions(specs, options.capabilities, named), workspace.progress)

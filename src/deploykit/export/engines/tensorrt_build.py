@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
+from deploykit.export.preflight import Refusal
 from deploykit.runtime.backends.tensorrt_library import Flavour, Library, library, plain
 
 #: A node's name in a complaint.
@@ -77,6 +78,27 @@ def build(
         if serialized is None:
             raise _unbuilt(loaded, heard, options.modules)
         return bytes(serialized)
+
+
+def refusals(flavour: Flavour, graph: Path) -> tuple[Refusal, ...]:
+    """Ask the parser which nodes of an ONNX file it doesn't take; it needs no GPU for that.
+
+    Raises:
+        MissingComponentError: The library is not installed.
+    """
+    loaded = library(flavour)
+    trt = loaded.trt
+    with loaded.building, loaded.listening() as heard:
+        builder = _made(trt.Builder(loaded.logger), "builder", heard)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, loaded.logger)
+        parser.supports_model_v2(graph.read_bytes(), str(graph))
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        return tuple(
+            Refusal(error.node(), "" if error.code() == trt.ErrorCode.UNSUPPORTED_NODE else plain(error.desc()))
+            for error in errors
+            if error.node() >= 0
+        )
 
 
 def _made(made: Any, what: str, heard: list[str]) -> Any:  # noqa: ANN401 - the library has no types

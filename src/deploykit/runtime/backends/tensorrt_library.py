@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ class Flavour:
         hint: The line that installs a version of it.
         ahead: It builds without a GPU, for architectures that are named.
         portable: Its plans run under any operating system.
+        opsets: By major version, the last ONNX opset that it is known to take.
+        without_kernels: Operators with the type of their first input, in ONNX's names, that it parses and can't build.
     """
 
     module: str
@@ -44,6 +46,8 @@ class Flavour:
     hint: str
     ahead: bool
     portable: bool
+    opsets: Mapping[str, int]
+    without_kernels: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def title(self) -> str:
@@ -58,6 +62,7 @@ NATIVE: Final = Flavour(
     hint="pip install tensorrt=={}",
     ahead=False,
     portable=False,
+    opsets={"10": 20, "11": 24},
 )
 RTX: Final = Flavour(
     module="tensorrt_rtx",
@@ -66,6 +71,8 @@ RTX: Final = Flavour(
     hint="pip install tensorrt-rtx=={}",
     ahead=True,
     portable=True,
+    opsets={"1": 24},
+    without_kernels=frozenset({("Attention", "FLOAT")}),
 )
 FLAVOURS: Final = (NATIVE, RTX)
 
@@ -74,6 +81,7 @@ class Library:
     """An imported library and its logger.
 
     Attributes:
+        opset: The last ONNX opset that this version is known to take; of a version newer than we know, the last known.
         building: Held while an engine is built: where two are built at once, the failure of one was seen to end the other.
     """
 
@@ -81,6 +89,7 @@ class Library:
         self.flavour = flavour
         self.trt: Any = importlib.import_module(flavour.module)
         self.version: str = self.trt.__version__
+        self.opset = flavour.opsets.get(self.version.partition(".")[0], max(flavour.opsets.values()))
         self.building = threading.Lock()
         self._listeners: list[list[str]] = []
         self.logger = _logger(self.trt, self._hear)

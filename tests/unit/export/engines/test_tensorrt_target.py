@@ -168,7 +168,13 @@ def test_engines_compute_in_what_was_asked_for(tmp_path: Path, precision: str, k
 
 
 @needs_rtx
-def test_complaints_name_modules(tmp_path: Path) -> None:
-    made = graph(tmp_path / "graph")
-    with pytest.raises(UnsupportedError, match=r"FP32 GEMM is not supported of module 'head\.fc'"):
+def test_all_that_cannot_be_built_is_told_at_once_with_modules(tmp_path: Path) -> None:
+    made = graph(tmp_path / "graph", "batch")
+    with pytest.raises(UnsupportedError) as caught:
         package(made, tmp_path / "made", replace(OPTIONS, capabilities=(75,)))
+    assert caught.value.message.splitlines() == [
+        "2 things in the graph TensorRT for RTX can't build:",
+        "  axis 'batch' of 'x': is open and has no range",
+        "  Gemm 'fc' of module 'head.fc': a float32 product has no kernel for SM 75",
+    ]
+    assert [hint.action.split()[0] for hint in caught.value.hints] == ["--dynamic", "--fp16,"]

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = (
-    *("Builder", "BuilderFlag", "DataType", "ExecutionContextAllocationStrategy", "IBuilderConfig", "ICudaEngine"),
+    *(
+        "Builder",
+        "BuilderFlag",
+        "DataType",
+        "ErrorCode",
+        "ExecutionContextAllocationStrategy",
+        "IBuilderConfig",
+        "ICudaEngine",
+    ),
     *("IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor"),
     *("IRuntimeConfig", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime"),
     *("TensorIOMode", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy", "EngineInvalidityDiagnostics"),
