@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.support import python, run
 
-COMMANDS = ("export", "verify", "bench", "inspect", "doctor", "models", "run")
+COMMANDS = ("export", "build", "verify", "bench", "inspect", "doctor", "models", "run")
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "scipy", "numpy", "rich")
 
 

@@ -25,6 +25,7 @@ EXAMPLES = (
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
     "deploykit export tiny-convnext --fp16 --trt-rtx",
     "deploykit export tiny-convnext --int8 --trt-rtx --dynamic batch --profile batch=1,8,32 --sm 86,89,120",
+    "deploykit export tiny-convnext --fp16 --trt --defer",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
@@ -44,6 +45,9 @@ def export(
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
     trt_rtx: Annotated[
         bool, typer.Option("--trt-rtx", help="Target TensorRT for RTX: an engine, built here without a GPU.")
+    ] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Target TensorRT: an engine for the GPU that is here, or see --defer.")
     ] = False,
     cell: Annotated[
         list[str] | None, typer.Option(metavar="PRECISION:TARGET", help="One cell, such as fp32:ort.")
@@ -79,6 +83,10 @@ def export(
     calib_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take.")] = 300,
     calib_seed: Annotated[int, typer.Option(metavar="N", help="What the choice is drawn from.")] = 0,
     calib_few: Annotated[bool, typer.Option("--calib-few", help="Take fewer than 32 images.")] = False,
+    defer: Annotated[
+        bool,
+        typer.Option("--defer", help="Of --trt, write the typed graph that `deploykit build` makes the engine of."),
+    ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't judge against the original.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
@@ -110,7 +118,7 @@ def export(
     options = ExportOptions(
         cells=_cells(
             {"fp32": fp32, "fp16": fp16, "int8": int8},
-            {"ort": ort, "openvino": openvino, "trt-rtx": trt_rtx},
+            {"ort": ort, "openvino": openvino, "trt-rtx": trt_rtx, "trt": trt},
             cell or [],
         ),
         out=str(out) if out else None,
@@ -126,6 +134,7 @@ def export(
         calib_few=calib_few,
         verify=not no_verify,
         bench=not no_bench,
+        defer=defer,
         replace=replace,
         cache=not no_cache,
         source=source.source_options(

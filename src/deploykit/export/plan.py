@@ -16,6 +16,7 @@ from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
 from deploykit.models.original import Original
+from deploykit.runtime.backends.base import get_backend
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
 ORIGINAL = "original"
@@ -234,6 +235,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             preprocess=recipe,
             axes=axes_of(family, request, target),
             capabilities=capabilities_of(cell, request, target),
+            place=get_backend(target.builds_on.backend).place(target.builds_on) if target.builds_on else "",
         )
         nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": chain.graph}))
     if request.evaluation is not None:

@@ -24,6 +24,7 @@ class PackageOptions:
         preprocess: From image to input, embedded in the file.
         axes: Open dimensions by name, with their bounds.
         capabilities: Compute capabilities of the GPUs that it is built for, as 86 for 8.6; none where the target has none.
+        place: The device that it is built on, where that decides what is built.
     """
 
     stem: str
@@ -32,6 +33,7 @@ class PackageOptions:
     preprocess: Preprocess
     axes: Mapping[str, Axis] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Target:
         static: Precisions that it computes rightly only where every axis is fixed.
         capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
         bounded: It is built for a range of each open axis, and tuned for one size in it.
+        builds_on: What must be here to build it; None where its libraries are enough.
+        deferred: Name of the target that writes what another machine builds it from, "" where there is none.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Target:
     static: frozenset[str] = frozenset()
     capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bounded: bool = False
+    builds_on: RunConfig | None = None
+    deferred: str = ""
 
 
 def get_target(name: str) -> Target:

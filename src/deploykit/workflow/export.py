@@ -14,13 +14,13 @@ from deploykit.artifact import Axis
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.data.imageset import open_imageset, rendered_images
-from deploykit.errors import Hint, ResourceError, UsageError
+from deploykit.errors import Hint, MissingComponentError, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.stage import Node, Plan
-from deploykit.export.target import get_target
+from deploykit.export.target import get_target, target_names
 from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.family import get_family
@@ -83,7 +83,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     """
     original = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
     request = plan.Request(
-        cells=tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells)),
+        cells=_cells(options),
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
         golden=_golden(original),
@@ -104,6 +104,33 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     targets = {cell.target: get_target(cell.target) for cell in request.cells}
     bounds = {name: plan.axes_of(family, request, target) for name, target in targets.items()}
     return Preview(original, request.cells, axes, bounds, out, whole, notes)
+
+
+def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
+    """Return what is made; of a target that is built elsewhere, on a device of its own, what it is built from.
+
+    Raises:
+        UsageError: Nothing that is asked for can be deferred.
+        MissingComponentError: The device is not here, and it wasn't asked to defer.
+    """
+    cells = tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells))
+    known = {name: get_target(name) for name in target_names()}
+    deferred = {cell: known[cell.target].deferred for cell in cells if cell.target in known}
+    if options.defer:
+        if not any(deferred.values()):
+            raise UsageError(
+                "--defer: every target of this export is built here", Hint("--trt", "is built on its own GPU")
+            )
+        return tuple(plan.Cell(cell.precision, deferred[cell]) if deferred.get(cell) else cell for cell in cells)
+    for target in (known[cell.target] for cell in deferred):
+        reason = get_backend(target.builds_on.backend).unavailable(target.builds_on) if target.builds_on else ""
+        if reason:
+            raise MissingComponentError(
+                f"{target.title} engines are built on the GPU that runs them: {reason}",
+                Hint("--defer", "writes the typed graph; `deploykit build` makes the engine of it there"),
+                Hint("--trt-rtx", "builds an RTX engine on this machine, no GPU needed"),
+            )
+    return cells
 
 
 def export_model(
@@ -338,6 +365,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
     words += ["--calib-few"] if options.calib_few else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
+    words += ["--defer"] if options.defer else []
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []
     return " ".join(words)

@@ -42,6 +42,7 @@ class ExportOptions:
         calib_few: Fewer than 32 are enough.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
+        defer: Write what another machine builds from, of targets that are built on their own device.
         replace: Write into a folder that holds another original's bundle or other files.
         cache: Reuse and keep the results of stages.
         bench_options: How latency is measured.
@@ -62,6 +63,7 @@ class ExportOptions:
     calib_few: bool = False
     verify: bool = True
     bench: bool = True
+    defer: bool = False
     replace: bool = False
     cache: bool = True
     bench_options: BenchOptions = field(default_factory=BenchOptions)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files, preflight, provenance
-from deploykit.export.engines.tensorrt_build import BuildOptions, build, refusals
+from deploykit.export.engines.onnx import write_onnx
+from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, build_ordered, endings_of, refusals, trtexec
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import INT8
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
-from deploykit.runtime.backends.tensorrt_library import RTX, Flavour, library, version_of
-from deploykit.runtime.backends.tensorrt_record import VERSION, EngineRecord, here
+from deploykit.runtime.backends.tensorrt_library import NATIVE, RTX, Flavour, library, version_of
+from deploykit.runtime.backends.tensorrt_record import GRAPH_ENDINGS, VERSION, BuildOrder
 from deploykit.verdict import Executed, grade_of
 
 if TYPE_CHECKING:
     import onnx
 
-ENDINGS = (".trt-rtx.engine", ".trt-rtx.json")
 #: Type of weights that a graph of each precision must hold.
 _WEIGHTS: Final[Mapping[str, str]] = {"fp32": "FLOAT", "fp16": "FLOAT16", "int8": "INT8"}
 #: Architectures that TensorRT for RTX builds for: Turing has no float32 products, and runs int8 convolutions in half.
@@ -49,38 +50,39 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
         without_kernels=flavour.without_kernels,
     )
     preflight.require(preflight.check(model, modules, demands), flavour.title)
-    specs = onnx_files.specs(model.graph.input, options.axes)
+    order = _order(flavour, inputs, options, model)
     named = {node.name: modules.get(node.output[0], "") for node in model.graph.node if node.name}
-    plan = build(flavour, path, BuildOptions(specs, options.capabilities, named), workspace.progress)
+    asked = BuildOptions(order.inputs, options.capabilities, named)
+    plan, record = build_ordered(path, order, flavour, asked, workspace.progress)
     layers = tuple(_layers(model, plan))
     check_layers(layers, options.precision)
-    record = EngineRecord(
-        version=VERSION,
-        flavour=flavour.module,
-        built_by=library(flavour).version,
-        platform=here(),
-        capabilities=options.capabilities,
-        precision=options.precision,
-        inputs=specs,
-        outputs=onnx_files.specs(model.graph.output, options.axes),
-        size=len(plan),
-        sha256=hashlib.sha256(plan).hexdigest(),
-        source=inputs["graph"].digest,
-        texts=texts(options),
-        layers=layers,
-    )
-    (workspace.folder / f"{options.stem}{ENDINGS[0]}").write_bytes(plan)
-    (workspace.folder / f"{options.stem}{ENDINGS[1]}").write_bytes(record.to_bytes())
+    record = replace(record, layers=layers)
+    engine, beside = endings_of(flavour)
+    (workspace.folder / f"{options.stem}{engine}").write_bytes(plan)
+    (workspace.folder / f"{options.stem}{beside}").write_bytes(record.to_bytes())
     return {
         "flavour": flavour.module,
         "built_by": version_of(plan),
-        "capabilities": list(options.capabilities),
-        "profiles": {spec.name: spec.text for spec in specs if spec.axes},
+        "capabilities": list(record.capabilities),
+        "profiles": {spec.name: spec.text for spec in order.inputs if spec.axes},
         "source": record.source,
         "weights": weights,
         "layers": dict(sorted(Counter(layer.precision for layer in layers).items())),
         "nodes": len(model.graph.node),
     }
+
+
+def _order(flavour: Flavour, inputs: Inputs, options: PackageOptions, model: onnx.ModelProto) -> BuildOrder:
+    return BuildOrder(
+        version=VERSION,
+        flavour=flavour.module,
+        precision=options.precision,
+        inputs=onnx_files.specs(model.graph.input, options.axes),
+        outputs=onnx_files.specs(model.graph.output, options.axes),
+        capabilities=options.capabilities,
+        source=inputs["graph"].digest,
+        texts=texts(options),
+    )
 
 
 def check_precision(model: onnx.ModelProto, precision: str) -> Mapping[str, int]:
@@ -150,25 +152,75 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return math.prod(made) * data[-2 if transposed else -1]
 
 
-def _rtx(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
-    return _package(RTX, inputs, options, workspace)
+def _defer(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
+    """Write the graph that TensorRT builds, and the order to build it."""
+    model = onnx_files.load(inputs["graph"].path(onnx_files.MODEL))
+    weights = check_precision(model, options.precision)
+    modules = provenance.read(inputs["graph"].path(onnx_files.MODULES))
+    demands = preflight.Demands(NATIVE.title, max(NATIVE.opsets.values()), axes=frozenset(options.axes))
+    preflight.require(preflight.check(model, modules, demands), NATIVE.title)
+    order = _order(NATIVE, inputs, options, model)
+    graph, beside = GRAPH_ENDINGS
+    facts = write_onnx(inputs, options, workspace, graph)
+    (workspace.folder / f"{options.stem}{beside}").write_bytes(order.to_bytes())
+    command = trtexec(f"{options.stem}{graph}", f"{options.stem}{NATIVE.suffixes[0]}", order.inputs)
+    return {**facts, "weights": weights, "command": command}
 
 
-TARGET = Target(
-    name="trt-rtx",
-    title="TensorRT for RTX",
-    format="tensorrt_rtx",
-    endings=ENDINGS,
-    stage=Stage(
-        name="package-tensorrt-rtx",
+def _stage(flavour: Flavour) -> Stage[PackageOptions]:
+    return Stage(
+        name=f"package-{flavour.module.replace('_', '-')}",
         version=1,
         takes={"graph": "graph"},
         makes="artifact",
-        libraries=("onnx", RTX.module),
-        run=_rtx,
-    ),
-    runs=dict.fromkeys(("fp32", "fp16", "int8"), (RunConfig(RTX.module, device="cuda:0"),)),
-    placement=Placement(INT8, residuals=("Conv",), rest="fp16"),
+        libraries=("onnx", flavour.module),
+        run=partial(_package, flavour),
+    )
+
+
+_PRECISIONS: Final = ("fp32", "fp16", "int8")
+_PLACEMENT: Final = Placement(INT8, residuals=("Conv",), rest="fp16")
+TARGET = Target(
+    name="trt-rtx",
+    title=RTX.title,
+    format=RTX.module,
+    endings=endings_of(RTX),
+    stage=_stage(RTX),
+    runs=dict.fromkeys(_PRECISIONS, (RunConfig(RTX.module, device=DEVICE),)),
+    placement=_PLACEMENT,
     capabilities=CAPABILITIES,
+    bounded=True,
+)
+NATIVE_TARGET = Target(
+    name="trt",
+    title=NATIVE.title,
+    format=NATIVE.module,
+    endings=endings_of(NATIVE),
+    stage=_stage(NATIVE),
+    runs=dict.fromkeys(_PRECISIONS, (RunConfig(NATIVE.module, device=DEVICE),)),
+    placement=_PLACEMENT,
+    bounded=True,
+    builds_on=RunConfig(NATIVE.module, device=DEVICE),
+    deferred="trt-graph",
+)
+#: What `NATIVE_TARGET` is built from elsewhere: the very graph, whose numbers are judged here.
+GRAPH_TARGET = Target(
+    name=NATIVE_TARGET.deferred,
+    title=f"{NATIVE.title}, built elsewhere",
+    format="onnx",
+    endings=GRAPH_ENDINGS,
+    stage=Stage(
+        name="defer-tensorrt",
+        version=1,
+        takes={"graph": "graph"},
+        makes="artifact",
+        libraries=("onnx",),
+        run=_defer,
+    ),
+    runs={
+        name: (RunConfig("emulator", precision=ran),)
+        for name, ran in (("fp32", "f32"), ("fp16", "f16"), ("int8", "f16"))
+    },
+    placement=_PLACEMENT,
     bounded=True,
 )

@@ -15,8 +15,12 @@ from typing import Any, Final
 from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
 from deploykit.export.preflight import Refusal
+from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.tensorrt_library import Flavour, Library, library, plain
+from deploykit.runtime.backends.tensorrt_record import SUFFIX, BuildOrder, EngineRecord
 
+#: The GPU that engines are built on and for, where their library doesn't build ahead.
+DEVICE: Final = "cuda:0"
 #: A node's name in a complaint.
 _NAMED: Final = re.compile(r"'([^']+)'|\[ONNX Layer: ([^\]]+)\]")
 #: What builders say, to what may be done about it.
@@ -78,6 +82,36 @@ def build(
         if serialized is None:
             raise _unbuilt(loaded, heard, options.modules)
         return bytes(serialized)
+
+
+def build_ordered(
+    graph: Path,
+    order: BuildOrder,
+    flavour: Flavour,
+    options: BuildOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[bytes, EngineRecord]:
+    """Build the engine of a graph as ordered, on the GPU that is here where the order names none; see `build`."""
+    version = library(flavour).version
+    capabilities = options.capabilities or (cuda.gpu_at(DEVICE)[1].capability,)
+    plan = build(flavour, graph, options, progress)
+    return plan, order.record(plan, version, capabilities)
+
+
+def endings_of(flavour: Flavour) -> tuple[str, str]:
+    """Return the endings of an engine and its record."""
+    engine = flavour.suffixes[0]
+    return engine, engine.removesuffix(".engine") + SUFFIX
+
+
+def trtexec(graph: str, engine: str, inputs: Iterable[TensorSpec]) -> str:
+    """Return the line of TensorRT's own tool that builds the same; the graph says the precision."""
+    words = ["trtexec", f"--onnx={graph}", f"--saveEngine={engine}", "--noTF32", "--stronglyTyped"]
+    ranged = [(spec.name, shapes_of(spec)) for spec in inputs if spec.axes]
+    for index, option in enumerate(("minShapes", "optShapes", "maxShapes") if ranged else ()):
+        shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in ranged)
+        words.append(f"--{option}={','.join(shapes)}")
+    return " ".join(words)
 
 
 def refusals(flavour: Flavour, graph: Path) -> tuple[Refusal, ...]:

@@ -21,9 +21,12 @@ from deploykit.runtime.backends.cuda import Gpu
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, MAGIC_AT, Flavour
 from deploykit.verdict import Executed
 
+#: Of the schemas of records and orders.
 VERSION: Final = 1
 #: A record's name is its engine's, with this in place of ".engine".
 SUFFIX: Final = ".json"
+#: Endings of a graph that an engine is to be built from, and of the order to build it.
+GRAPH_ENDINGS: Final = (".trt.onnx", ".trt.order.json")
 #: Other files that people take for engines, by their first bytes.
 _OTHERS: Final[Mapping[bytes, str]] = {
     b"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
@@ -67,8 +70,84 @@ class EngineRecord:
     layers: tuple[Executed, ...]
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of the file: JSON for people, in one fixed form."""
-        return (json.dumps(serde.to_json(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+        """Return the bytes of the file."""
+        return _json(self)
+
+
+@dataclass(frozen=True)
+class BuildOrder:
+    """All that a machine needs to know to build an engine, beside the graph itself.
+
+    Attributes:
+        version: Of this schema.
+        flavour: Module of the library that builds.
+        precision: What the graph is written in, such as "fp16".
+        inputs: What it takes, with the bounds of its axes.
+        outputs: What it returns.
+        capabilities: Compute capabilities to build for; none for the GPU that is there.
+        source: Content hash of the graph.
+        texts: Labels, preprocessing and precision, as every format embeds them.
+    """
+
+    version: int
+    flavour: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    capabilities: tuple[int, ...]
+    source: str
+    texts: Mapping[str, str]
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of the file."""
+        return _json(self)
+
+    @classmethod
+    def read(cls, path: Path) -> BuildOrder:
+        """Read an order.
+
+        Raises:
+            BadInputError: It is missing, damaged or newer than this version reads.
+        """
+        return serde.from_json(cls, _load(path), str(path))
+
+    def record(self, plan: bytes, built_by: str, capabilities: tuple[int, ...]) -> EngineRecord:
+        """Return the record of the engine that was built as ordered."""
+        return EngineRecord(
+            version=VERSION,
+            flavour=self.flavour,
+            built_by=built_by,
+            platform=here(),
+            capabilities=capabilities,
+            precision=self.precision,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            size=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            source=self.source,
+            texts=self.texts,
+            layers=(),
+        )
+
+
+def _json(value: object) -> bytes:
+    """Return JSON for people, in one fixed form."""
+    return (json.dumps(serde.to_json(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def _load(path: Path) -> object:
+    """Read the JSON of a record or an order."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{path} is no JSON: {error}") from error
+    version = value.get("version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise BadInputError(
+            f"{path} has version {version}; this deploykit reads up to {VERSION}",
+            Hint("pip install --upgrade deploykit"),
+        )
+    return value
 
 
 def here() -> str:
@@ -124,17 +203,7 @@ def _read_record(engine: Path) -> EngineRecord:
             f"{engine} has no record {path.name} beside it: an engine is code, and nothing says that this one may be trusted",
             Hint("copy both files", "an engine and its record belong together"),
         )
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{path} is no JSON: {error}") from error
-    version = value.get("version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > VERSION:
-        raise BadInputError(
-            f"{path} has version {version}; this deploykit reads up to {VERSION}",
-            Hint("pip install --upgrade deploykit"),
-        )
-    return serde.from_json(EngineRecord, value, str(path))
+    return serde.from_json(EngineRecord, _load(path), str(path))
 
 
 def check_version(path: Path, record: EngineRecord, flavour: Flavour, version: str) -> None:

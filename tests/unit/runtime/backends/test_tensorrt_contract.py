@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,9 +99,53 @@ def test_the_flags_that_once_set_a_precision_are_gone() -> None:
         assert "TF32" in flags
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
-def test_what_was_dumped_is_what_is_installed(flavour: str) -> None:
-    version = COMPONENTS[flavour].version()
-    if version != recorded(flavour)["version"]:
-        pytest.skip(f"{flavour} {recorded(flavour)['version']} was dumped; here is {version or 'none'}")
-    assert dump(importlib.import_module(flavour)) == recorded(flavour)
+def test_what_was_dumped_is_what_is_installed() -> None:
+    version = COMPONENTS["tensorrt_rtx"].version()
+    if version != recorded("tensorrt_rtx")["version"]:
+        pytest.skip(f"tensorrt-rtx {recorded('tensorrt_rtx')['version']} was dumped; here is {version or 'none'}")
+    assert dump(importlib.import_module("tensorrt_rtx")) == recorded("tensorrt_rtx")
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> list[str]:
+    """Libraries of the names that the native bindings link to."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no gcc here")
+    made = []
+    for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
+        path = tmp_path / f"lib{name}.so.11"
+        source = str(Path(__file__).parent / "native_stubs.c")
+        subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{path.name}", source, "-o", str(path)], check=True)
+        made.append(str(path))
+    return made
+
+
+NATIVE = """
+import ctypes, json, sys
+for path in sys.argv[1:]:
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+import tensorrt_bindings
+from tests.unit.runtime.backends.tensorrt_api import dump
+try:
+    tensorrt_bindings.Builder(tensorrt_bindings.Logger())
+    refused = ""
+except TypeError as error:
+    refused = str(error)
+print(json.dumps({"dump": dump(tensorrt_bindings), "refused": refused}))
+"""
+
+
+def test_what_was_dumped_of_the_native_library_is_what_its_bindings_have(stubs: list[str]) -> None:
+    wanted = recorded("tensorrt")["version"]
+    try:
+        version = metadata.version("tensorrt-cu13-bindings")
+    except metadata.PackageNotFoundError:
+        version = "none"
+    if version != wanted:
+        pytest.skip(f"tensorrt-cu13-bindings {wanted} was dumped; here is {version}")
+    done = subprocess.run([sys.executable, "-c", NATIVE, *stubs], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["dump"] == recorded("tensorrt")
+    assert "nullptr" in told["refused"], "there is no TensorRT behind the stubs"
