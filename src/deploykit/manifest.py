@@ -12,14 +12,15 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deploykit import serde
 from deploykit.artifact import Artifact, FileRecord, Preprocess
 from deploykit.errors import BadInputError, Hint
-from deploykit.verdict import Budget, Judgement, Timing
+from deploykit.serde import LATER
+from deploykit.verdict import Budget, Judgement, Repair, Timing
 
 VERSION = 1
 FILE = "manifest.json"
@@ -177,7 +178,8 @@ class Manifest:
         timings: Latencies.
         machine: Where it was made.
         libraries: Versions of the runtimes and tools that were there.
-        seal: SHA-256 of all the above.
+        seal: SHA-256 of all the others.
+        repairs: What was done so that artifacts pass; None where nothing had to be.
     """
 
     manifest_version: int
@@ -199,6 +201,7 @@ class Manifest:
     machine: Machine
     libraries: Mapping[str, str]
     seal: str = ""
+    repairs: tuple[Repair, ...] | None = field(default=None, metadata=LATER)
 
     @property
     def files(self) -> Iterator[FileRecord]:

@@ -237,6 +237,42 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Returned:
+    """A layer that went back to the higher precision.
+
+    Attributes:
+        module: Path of the nn.Module that it comes from.
+        node: First output of its node.
+        error_share: Its share of the squared error that all layers cost one by one, 0..1.
+        macs_share: Its share of the multiply-adds of all layers that could be rounded, 0..1.
+    """
+
+    module: str
+    node: str
+    error_share: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done so that an artifact passes.
+
+    Attributes:
+        artifact: Its name.
+        rounds: How often it was built anew.
+        returned: Layers that went back, in that order.
+        before: Every number measured before, by RunConfig label; those after are in the judgements.
+        given_up: Why no more was returned though it does not pass; "" where it does.
+    """
+
+    artifact: str
+    rounds: int
+    returned: tuple[Returned, ...]
+    before: Mapping[str, Mapping[str, float]]
+    given_up: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found out about a bundle or an artifact.
 
@@ -246,6 +282,7 @@ class Report:
         timings: One per candidate, the original among them.
         latency: Latency gates that were asked for.
         untimed: What could not be timed here, each with its reason.
+        repairs: What was done so that artifacts pass.
     """
 
     subject: str
@@ -253,6 +290,7 @@ class Report:
     timings: tuple[Timing, ...] = ()
     latency: tuple[GateResult, ...] = ()
     untimed: tuple[str, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

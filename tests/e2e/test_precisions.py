@@ -50,3 +50,21 @@ def test_both_runtimes_pass_and_verify_says_the_same(precision: str, tmp_path: P
     assert again.code == 0, again.err
     if precision == "int8":
         assert all(judgement.metrics["int8_share"] >= 0.8 for judgement in manifest.judgements)
+
+
+def test_repair_returns_what_costs_most_until_the_gates_pass_and_says_so(tmp_path: Path) -> None:
+    words = ("export", "tiny-convnextv2", "--int8", "--ort", "--no-bench", "--out", str(tmp_path / "bundle"))
+    kept = run(*words, "--no-repair", "--json")
+    assert kept.code == 3, kept.err
+    assert json.loads(kept.out)["repairs"] == []
+    repaired = run(*words)
+    assert repaired.code == 0, repaired.err
+    assert "returned to float" in repaired.out
+    (repair,) = Bundle.open(tmp_path / "bundle").manifest.repairs or ()
+    (judgement,) = Bundle.open(tmp_path / "bundle").manifest.judgements
+    assert repair.rounds >= 1
+    assert not repair.given_up
+    assert all(entry.module for entry in repair.returned)
+    assert judgement.metrics["sqnr_db"] > repair.before[judgement.run.label]["sqnr_db"]
+    returned = sum(entry.macs_share for entry in repair.returned)
+    assert judgement.metrics["int8_share"] == pytest.approx(1 - returned, abs=1e-3)

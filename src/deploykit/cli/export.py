@@ -87,6 +87,10 @@ def export(
         bool,
         typer.Option("--defer", help="Of --trt, write the typed graph that `deploykit build` makes the engine of."),
     ] = False,
+    no_repair: Annotated[
+        bool,
+        typer.Option("--no-repair", help="Keep int8 as it is where it drifts too far, instead of returning layers."),
+    ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't judge against the original.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Don't measure latency.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write even where something else lies.")] = False,
@@ -132,6 +136,7 @@ def export(
         calib_size=calib_size,
         calib_seed=calib_seed,
         calib_few=calib_few,
+        repair=not no_repair,
         verify=not no_verify,
         bench=not no_bench,
         defer=defer,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deploykit.export.stage import Node
     from deploykit.verdict import Report
 
+#: Kinds of items that come by the dozen: their bars are enough.
+SMALL = frozenset({"cost"})
 #: Columns of an output that is no terminal.
 PIPED_WIDTH = 120
 
@@ -61,7 +63,7 @@ def print_report(report: Report, sizes: dict[str, int], *, details: bool = True)
     console = out()
     console.print(terminal.table(report, sizes))
     if details:
-        for line in terminal.complaints(report):
+        for line in (*terminal.complaints(report), *terminal.repairs(report)):
             console.print(line, markup=False)
 
 
@@ -87,7 +89,7 @@ class Stages:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        if not made.cached:
+        if not (made.cached or made.item.kind in SMALL):
             self._console.print(f"  {node.id:<44} {made.seconds:6.1f} s   {_facts(made)}", markup=False)
 
 

@@ -72,6 +72,7 @@ class Request:
         calibration: Images that activations are measured on; None where no cell needs any.
         profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
         capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
+        kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
 
     cells: tuple[Cell, ...]
@@ -82,6 +83,7 @@ class Request:
     calibration: CalibrationRequest | None = None
     profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
+    kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
 
 def original_item(original: Original) -> Item:
@@ -244,6 +246,11 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
 
 
+def quantize_id(cell: Cell) -> str:
+    """Return the id of the node that quantizes a cell's graph."""
+    return f"quantize-{cell.target}"
+
+
 def hub_of(plan: Plan) -> str:
     """Return the id of the node whose graph every precision and target starts from."""
     return next(node.inputs["graph"] for node in plan.nodes if node.id == HUB_OUTPUTS)
@@ -279,12 +286,12 @@ def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
     return Chain(node.id, (*measured, node))
 
 
-def _int8(setting: Setting, _cell: Cell, target: Target) -> Chain:
-    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
     measured = _ranges(setting)
-    options = quantize.QuantizeOptions(setting.family.int8, target.placement)
+    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+    options = quantize.QuantizeOptions(setting.family.int8, target.placement, setting.request.kept.get(cell, ()))
     inputs = {"graph": setting.hub, "ranges": measured[-1].id}
-    node = Node(f"quantize-{target.name}", quantize.STAGE, options, inputs)
+    node = Node(quantize_id(cell), quantize.STAGE, options, inputs)
     rest = target.placement.rest
     if rest is None:
         return Chain(node.id, (*measured, node))
@@ -309,6 +316,8 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
 PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {"fp32": _as_it_is, "fp16": _half, "int8": _int8}
 #: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})
+#: Those that a layer may be returned from where it costs too much accuracy.
+REPAIRABLE = frozenset({"int8"})
 MEASURED = frozenset({"fp16", "int8"})
 
 

@@ -6,7 +6,7 @@ worth noting; the files become a new Item. It never changes its inputs: items in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -155,6 +155,14 @@ class Plan:
                         f"but {source!r} is {kinds.get(source, 'not made before it')!r}"
                     )
             kinds[node.id] = node.stage.makes
+
+    def reaching(self, ids: Iterable[str]) -> Plan:
+        """Return the plan of these nodes and of all that they are made from."""
+        wanted = set(ids)
+        for node in reversed(self.nodes):
+            if node.id in wanted:
+                wanted |= set(node.inputs.values())
+        return Plan(self.given, tuple(node for node in self.nodes if node.id in wanted))
 
     def text(self) -> str:
         """The plan as people read it: one line of node ids."""

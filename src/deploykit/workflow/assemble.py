@@ -24,6 +24,7 @@ from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine,
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.verdict import Repair
 from deploykit.workflow import measure
 
 
@@ -38,6 +39,7 @@ class Story:
         axes: Dynamic axes, with the size that each was traced at.
         bounds: By target, the dynamic axes with their bounds.
         command: The command line that asks for it.
+        repairs: What was done so that artifacts pass.
     """
 
     original: Original
@@ -46,6 +48,7 @@ class Story:
     axes: Mapping[str, int]
     bounds: Mapping[str, Mapping[str, Axis]]
     command: str
+    repairs: tuple[Repair, ...] = ()
 
 
 class Assembly:
@@ -150,6 +153,7 @@ class Assembly:
             timings=tuple(timings),
             machine=Machine.here(),
             libraries=optional.installed(),
+            repairs=self.story.repairs or None,
         ).sealed()
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit import optional, serde
-from deploykit.artifact import Axis
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.data.imageset import open_imageset, rendered_images
@@ -19,23 +18,21 @@ from deploykit.export import plan
 from deploykit.export.cache import Cache
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
-from deploykit.export.stage import Node, Plan
+from deploykit.export.plan import Cell
+from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
-from deploykit.manifest import Machine
 from deploykit.models import sources
-from deploykit.models.family import get_family
 from deploykit.models.original import Original
-from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import Candidate
-from deploykit.verdict import Report
-from deploykit.workflow import measure
+from deploykit.verdict import Repair, Report
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
+from deploykit.workflow.draft import Draft
 from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
+from deploykit.workflow.repair import repaired
 
-BENCH = "bench"
 #: The sizes that a profile names.
 _PROFILE = ("MIN", "OPT", "MAX")
 #: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
@@ -55,22 +52,26 @@ class Preview:
     """What an export is about to do.
 
     Attributes:
-        original: What is exported.
-        cells: What will be made of it.
-        axes: Dynamic axes, with the size that each is traced at.
-        bounds: By target, the dynamic axes with their bounds.
+        draft: What is made and measured.
         out: Where the bundle will lie.
-        plan: What will be run.
+        plan: What will be run, if nothing has to be repaired.
         notes: What is not quite as it was asked for.
     """
 
-    original: Original
-    cells: tuple[plan.Cell, ...]
-    axes: Mapping[str, int]
-    bounds: Mapping[str, Mapping[str, Axis]]
+    draft: Draft
     out: Path
     plan: Plan
     notes: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> Original:
+        """What is exported."""
+        return self.draft.original
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What will be made of it."""
+        return self.draft.request.cells
 
 
 def prepare(model: str, options: ExportOptions) -> Preview:
@@ -92,18 +93,14 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         profiles=dict(map(_profile, options.profile)),
         capabilities=tuple(sorted(set(options.sm))),
     )
-    made = plan.make_plan(original, request, GOLDEN_COUNT)
-    whole = _with_measurements(original, request, options, made)
+    draft = Draft(original, request, options)
+    whole = draft.whole()
     for node in whole.nodes:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
     _check_disk(out, original, len(request.cells))
-    family = get_family(original.family)
-    axes = {name: family.axes[name].traced for name in request.dynamic}
     notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
-    targets = {cell.target: get_target(cell.target) for cell in request.cells}
-    bounds = {name: plan.axes_of(family, request, target) for name, target in targets.items()}
-    return Preview(original, request.cells, axes, bounds, out, whole, notes)
+    return Preview(draft, out, whole, notes)
 
 
 def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
@@ -167,20 +164,25 @@ def export_model(
         on_plan(preview)
     with _cache(options) as cache, _lock(preview.out):
         writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
-        results = Pipeline(cache, watcher or Silent(), quiet=quiet).run(preview.plan)
+        pipeline, draft = Pipeline(cache, watcher or Silent(), quiet=quiet), preview.draft
+        repairs: tuple[Repair, ...] = ()
+        if options.verify and options.repair:
+            draft, repairs = repaired(pipeline, draft)
+        made = draft.whole()
         story = Story(
-            original=preview.original,
-            plan=preview.plan,
+            original=draft.original,
+            plan=made,
             cells=preview.cells,
-            axes=preview.axes,
-            bounds=preview.bounds,
+            axes=draft.axes,
+            bounds=draft.bounds,
             command=command or _command(model, options),
+            repairs=repairs,
         )
-        bundle = assemble(story, results, writer)
-    return Exported(bundle, _report(bundle, options))
+        bundle = assemble(story, pipeline.run(made), writer)
+    return Exported(bundle, _report(bundle, options, repairs))
 
 
-def _report(bundle: Bundle, options: ExportOptions) -> Report:
+def _report(bundle: Bundle, options: ExportOptions, repairs: tuple[Repair, ...]) -> Report:
     """Return what is on record; what can't run here is told once, by its judgement where there is one."""
     manifest = bundle.manifest
     told = {(judgement.artifact, judgement.run.label) for judgement in manifest.judgements if judgement.not_run}
@@ -190,7 +192,7 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
         for run in artifact.runs
         if options.bench and (artifact.name, run.label) not in told
     ]
-    return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked))
+    return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked), repairs=repairs)
 
 
 def _profile(text: str) -> tuple[str, tuple[int, int, int]]:
@@ -245,59 +247,6 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     return resolve_calibration(
         name, options.calib_size, options.calib_seed, original.labels, original.preprocess, few=options.calib_few
     )
-
-
-def _with_measurements(original: Original, request: plan.Request, options: ExportOptions, made: Plan) -> Plan:
-    """Add a judge node per artifact and RunConfig, and one bench node over all."""
-    family, targets = plan.check_request(original, request)
-    machine = Machine.here()
-    nodes, candidates = list(made.nodes), []
-    axes = {name: family.axes[name].traced for name in request.dynamic}
-    for cell, target in targets.items():
-        name = plan.artifact_name(original, cell)
-        file = plan.stem_of(original, cell) + target.endings[0]
-        inputs = {
-            "artifact": name,
-            "golden": plan.GOLDEN,
-            judge.ORIGINAL: plan.GOLDEN_OUTPUTS,
-            judge.HUB: plan.HUB_OUTPUTS,
-        }
-        if request.evaluation is not None:
-            inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
-        for run in target.runs[cell.precision]:
-            backend = get_backend(run.backend)
-            if not backend.stands_in and not backend.unavailable(run):
-                candidates.append((name, file, run))
-            judging = measure.JudgeOptions(
-                artifact=name,
-                file=file,
-                run=run,
-                budgets=family.budgets,
-                precision=cell.precision,
-                axes=axes,
-                preprocess=original.preprocess,
-                machine=machine,
-                place=backend.place(run),
-            )
-            stage = measure.judge_stage(run, with_images=request.evaluation is not None)
-            if options.verify:
-                nodes.append(Node(judge_id(name, run.label), stage, judging, inputs))
-    if options.bench and candidates:
-        bench = replace(options.bench_options, batch=options.batch)
-        places = tuple(get_backend(run.backend).place(run) for _, _, run in candidates)
-        timing = measure.TimeOptions(tuple(candidates), bench, machine, places)
-        stage_inputs = {
-            plan.ORIGINAL: plan.ORIGINAL,
-            "golden": plan.GOLDEN,
-            **{name: name for name, _, _ in candidates},
-        }
-        nodes.append(Node(BENCH, measure.time_stage(original, tuple(candidates)), timing, stage_inputs))
-    return Plan(made.given, tuple(nodes))
-
-
-def judge_id(artifact: str, run: str) -> str:
-    """Return the id of the node that judges `artifact` in the RunConfig labelled `run`."""
-    return f"judge {artifact} ({run})"
 
 
 @contextlib.contextmanager
@@ -364,6 +313,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
     words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
     words += ["--calib-few"] if options.calib_few else []
+    words += ["--no-repair"] if not options.repair else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
     words += ["--defer"] if options.defer else []
     words += ["--no-verify"] if not options.verify else []

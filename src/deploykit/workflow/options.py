@@ -40,6 +40,7 @@ class ExportOptions:
         calib_size: How many of them are taken.
         calib_seed: What the choice is drawn from.
         calib_few: Fewer than 32 are enough.
+        repair: Return layers to the higher precision where an int8 artifact would not pass; needs `verify`.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
         defer: Write what another machine builds from, of targets that are built on their own device.
@@ -61,6 +62,7 @@ class ExportOptions:
     calib_size: int = CALIB_SIZE
     calib_seed: int = 0
     calib_few: bool = False
+    repair: bool = True
     verify: bool = True
     bench: bool = True
     defer: bool = False

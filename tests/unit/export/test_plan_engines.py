@@ -71,6 +71,7 @@ def test_what_stays_float_of_int8_is_cast_where_the_target_says_so(original: Ori
     nodes = {
         name: plan.PRECISIONS["int8"](setting, Cell("int8", name), get_target(name)) for name in ("ort", "trt-rtx")
     }
-    assert nodes["ort"].graph == "quantize-ort"
-    assert nodes["trt-rtx"].graph == "cast-quantize-trt-rtx"
-    assert nodes["trt-rtx"].nodes[-1].inputs == {"graph": "quantize-trt-rtx", "ranges": "ranges"}
+    quantized = plan.quantize_id(Cell("int8", "trt-rtx"))
+    assert nodes["ort"].graph == plan.quantize_id(Cell("int8", "ort"))
+    assert nodes["trt-rtx"].graph == f"cast-{quantized}"
+    assert nodes["trt-rtx"].nodes[-1].inputs == {"graph": quantized, "ranges": "ranges"}

@@ -87,14 +87,37 @@ def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) 
     return tuple(made)
 
 
-def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Facts:
-    import onnx_ir as ir
+@dataclass(frozen=True)
+class Quantized:
+    """What was done to a graph.
+
+    Attributes:
+        chosen: What was rounded, and what was left.
+        grids: Of the tensors that are rounded, by name.
+        origins: First outputs of new nodes to the tensors whose module they belong to.
+    """
+
+    chosen: Chosen
+    grids: Mapping[str, Grid]
+    origins: Mapping[str, str]
+
+
+def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], options: QuantizeOptions) -> Quantized:
+    """Quantize a graph in place.
+
+    Args:
+        model: float32.
+        table: Its ranges.
+        modules: First outputs of its nodes to nn.Module paths.
+        options: What becomes int8, and how it is written.
+
+    Raises:
+        UsageError: The graph is quantized already.
+        UnsupportedError: Its opset is too old, or none of its layers can be int8.
+        BadInputError: The table is another graph's.
+    """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    graph, modules = inputs["graph"], provenance.read(inputs["graph"].path(onnx_files.MODULES))
-    table = RangeTable.load(inputs["ranges"].path(RANGES))
-    table.check(graph.digest)
-    model = ir.load(graph.path(onnx_files.MODEL))
     check_model(model)
     chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
     if not chosen.layers:
@@ -103,13 +126,24 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
     emitter = Emitter(model.graph, grids)
     emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
     RemoveUnusedNodesPass()(model)
+    return Quantized(chosen, grids, emitter.origins)
+
+
+def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Facts:
+    import onnx_ir as ir
+
+    graph, modules = inputs["graph"], provenance.read(inputs["graph"].path(onnx_files.MODULES))
+    table = RangeTable.load(inputs["ranges"].path(RANGES))
+    table.check(graph.digest)
+    model = ir.load(graph.path(onnx_files.MODEL))
+    done = quantize(model, table, modules, options)
     made = onnx_files.write(model, workspace.folder)
-    known = provenance.carry(modules, emitter.origins)
+    known = provenance.carry(modules, done.origins)
     provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, known))
     return {
-        "layers": len(chosen.layers),
-        "tensors": len(grids),
-        "left": [asdict(left) for left in chosen.left],
+        "layers": len(done.chosen.layers),
+        "tensors": len(done.grids),
+        "left": [asdict(left) for left in done.chosen.left],
         "weight_bytes": onnx_files.weight_bytes(made),
     }
 

@@ -134,7 +134,10 @@ _CODE_INFER: Final = (
 
 
 def session_options(config: RunConfig, profile: Path | None) -> Any:  # noqa: ANN401 - the library has no types
-    """Return the options of a session; with `profile`, one that notes every kernel's inputs, weights unpacked."""
+    """Return the options of a session; with `profile`, one that notes every kernel's inputs, weights as the graph has them.
+
+    They are neither packed nor laid out in blocks of channels, which are filled up with zeros.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -148,6 +151,7 @@ def session_options(config: RunConfig, profile: Path | None) -> Any:  # noqa: AN
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return options
 
 

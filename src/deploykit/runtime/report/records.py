@@ -34,6 +34,7 @@ def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> 
         "not_run": list(report.not_run),
         "artifacts": [_artifact_record(root, artifact, report) for artifact in artifacts],
         "timings": to_json(report.timings),
+        "repairs": to_json(report.repairs),
     }
 
 

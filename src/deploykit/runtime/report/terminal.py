@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.artifact import RunConfig
-from deploykit.verdict import GateKind, GateResult, Judgement, Report, Timing, Verdict
+from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Report, Timing, Verdict
 
 MARKS = {
     Verdict.PASS: ("✔ pass", "green"),
@@ -21,6 +21,10 @@ MARKS = {
 }
 #: Short names of backends, for narrow terminals.
 SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
+#: How many modules a line names.
+NAMED = 6
+#: What a repair may buy: metric, lead, factor, digits, unit.
+BOUGHT = (("sqnr_db", "", 1, 1, " dB"), ("cosine", "worst cosine ", 1, 4, ""), ("agreement", "", 100, 2, " %"))
 #: What a gate is called in a sentence, and its unit.
 UNITS = {"sqnr_db": "dB", "agreement": "%", "accuracy_drop": "pp", "latency_ms": "ms", "speedup": "×"}
 
@@ -168,6 +172,34 @@ def complaints(report: Report) -> Iterator[str]:
     for gate in report.latency:
         if gate.verdict is not Verdict.PASS:
             yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"
+
+
+def repairs(report: Report) -> Iterator[str]:
+    """Yield a line or two for each artifact that was repaired, or could not be."""
+    _, names = short_names([judgement.artifact for judgement in report.judgements])
+    for repair in report.repairs:
+        name = names.get(repair.artifact, repair.artifact)
+        if repair.given_up:
+            yield f"repair  {name}: no layer was returned to float: {repair.given_up}"
+            continue
+        macs = sum(entry.macs_share for entry in repair.returned)
+        changes = "; ".join(_changes(repair, j) for j in report.judgements if j.artifact == repair.artifact)
+        modules = [entry.module or entry.node for entry in repair.returned]
+        rest = f" and {len(modules) - NAMED} more" if len(modules) > NAMED else ""
+        count = f"{len(modules)} {'layer' if len(modules) == 1 else 'layers'}"
+        yield f"repair  {name}: {count} returned to float, {100 * macs:.1f} % of the multiply-adds; {changes}"
+        yield f"        {', '.join(modules[:NAMED])}{rest}"
+
+
+def _changes(repair: Repair, judgement: Judgement) -> str:
+    """Return what a repair bought in one RunConfig: "27.1 to 28.2 dB, cosine 0.9688 to 0.9959"."""
+    before, after = repair.before.get(judgement.run.label, {}), judgement.metrics
+    words = [
+        f"{lead}{before[key] * scale:.{digits}f} to {after[key] * scale:.{digits}f}{unit}"
+        for key, lead, scale, digits, unit in BOUGHT
+        if key in before and key in after
+    ]
+    return f"{run_text(judgement)} {', '.join(words)}"
 
 
 def gate_text(gate: GateResult) -> str:

@@ -1,0 +1,161 @@
+"""Cost: what one layer alone loses in 8 bits, measured at the output of the network."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifact import Preprocess, RunConfig
+from deploykit.bundle import load_tensors, save_tensors
+from deploykit.calibration.ranges import RANGES, RangeTable
+from deploykit.export import calibrate, onnx_files, provenance
+from deploykit.export.quantize.placement import Question, choose
+from deploykit.export.quantize.stage import QuantizeOptions, quantize
+from deploykit.export.rewrites.editing import sizes
+from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
+from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.judge import run_rows
+
+if TYPE_CHECKING:
+    from deploykit.export.rewrites.linears import Linear
+
+COST = "cost.npy"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is int8 where nothing speaks against it.
+
+    Attributes:
+        node: First output of its node.
+        module: Path of the nn.Module that it comes from.
+        macs: Its multiply-adds, per row of the batch where that is open.
+    """
+
+    node: str
+    module: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class RowsOptions:
+    """Which rows are run.
+
+    Attributes:
+        input_name: The graph's input.
+        preprocess: From crop to input.
+        images: How many of the calibration images, the first ones; they follow the golden inputs.
+    """
+
+    input_name: str
+    preprocess: Preprocess
+    images: int
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """What is measured.
+
+    Attributes:
+        quantize: How layers are rounded.
+        node: First output of the one that is; all others stay.
+        rows: What is run.
+    """
+
+    quantize: QuantizeOptions
+    node: str
+    rows: RowsOptions
+
+
+def layers_of(graph: Item, options: QuantizeOptions) -> tuple[Layer, ...]:
+    """Return the layers of a float32 graph that are int8 under these options, in the graph's order."""
+    import onnx_ir as ir
+
+    modules = provenance.read(graph.path(onnx_files.MODULES))
+    model = ir.load(graph.path(onnx_files.MODEL))
+    chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
+    names = [str(linear.node.outputs[0].name) for linear in chosen.layers]
+    return tuple(
+        Layer(name, modules.get(name, ""), macs_of(linear)) for name, linear in zip(names, chosen.layers, strict=True)
+    )
+
+
+def macs_of(linear: Linear) -> int:
+    """Return the multiply-adds of a layer; an open size counts as 1."""
+    shape = sizes(linear.node.outputs[0]) or ()
+    values = math.prod(size if isinstance(size, int) else 1 for size in shape)
+    return values * math.prod(linear.weight_shape) // max(1, linear.channels)
+
+
+def _answers(inputs: Inputs, options: RowsOptions, workspace: Workspace) -> Facts:
+    found = _run_rows(str(inputs["graph"].path(onnx_files.MODEL)), inputs, options)
+    save_tensors(workspace.folder / TENSORS, found)
+    return {"rows": len(next(iter(found.values())))}
+
+
+def _cost(inputs: Inputs, options: CostOptions, workspace: Workspace) -> Facts:
+    import onnx_ir as ir
+
+    graph, modules = inputs["graph"], provenance.read(inputs["graph"].path(onnx_files.MODULES))
+    table = RangeTable.load(inputs["ranges"].path(RANGES))
+    table.check(graph.digest)
+    rest = {layer.node for layer in layers_of(graph, options.quantize)} - {options.node}
+    kept = replace(options.quantize, kept=tuple(sorted({*options.quantize.kept, *rest})))
+    model = ir.load(graph.path(onnx_files.MODEL))
+    quantize(model, table, modules, kept)
+    with tempfile.TemporaryDirectory(dir=workspace.folder) as scratch:
+        onnx_files.write(model, Path(scratch))
+        found = _run_rows(str(Path(scratch) / onnx_files.MODEL), inputs, options.rows)
+    expected = load_tensors(inputs["answers"].path(TENSORS))
+    errors = np.mean([relative_errors(expected[name], found[name]) for name in expected], axis=0)
+    np.save(workspace.folder / COST, errors)
+    return {"error": float(errors.mean()), "rows": len(errors)}
+
+
+def relative_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return sum (a - b)^2 / sum a^2 of every row, but at most 1, where nothing is left of it: float64 [N].
+
+    Args:
+        expected: [N, ...].
+        found: Of the same shape.
+    """
+    wanted, got = (np.asarray(array, np.float64).reshape(len(array), -1) for array in (expected, found))
+    power = (wanted**2).sum(axis=1)
+    lost = ((wanted - got) ** 2).sum(axis=1)
+    errors: NDArray[np.float64] = np.minimum(lost, power) / np.where(power > 0.0, power, 1.0)
+    return np.where(np.isfinite(lost), errors, 1.0)
+
+
+def _run_rows(path: str, inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float32]]:
+    golden = load_tensors(inputs["golden"].path(TENSORS))[options.input_name]
+    count = min(options.images, calibrate.count(inputs["images"]))
+    images = calibrate.rows(inputs["images"], options.preprocess, 0, count)
+    config = RunConfig("onnxruntime", precision="f32")
+    with get_backend(config.backend).open(path, config) as session:
+        return run_rows(session, {options.input_name: np.concatenate([golden, images])})
+
+
+def read(item: Item) -> NDArray[np.float64]:
+    """Read what a cost node wrote: the error of every row, float64 [N], golden inputs first."""
+    errors: NDArray[np.float64] = np.load(item.path(COST))
+    return errors
+
+
+LIBRARIES = ("onnx", "onnx_ir", "onnxruntime")
+_ROWS = {"graph": "graph", "golden": "tensors", "images": "images"}
+#: What the float32 graph says to the rows that costs are measured on.
+ANSWERS = Stage("cost-answers", 1, _ROWS, "tensors", LIBRARIES, _answers)
+STAGE = Stage(
+    name="cost",
+    version=1,
+    takes={**_ROWS, "ranges": "ranges", "answers": "tensors"},
+    makes="cost",
+    libraries=LIBRARIES,
+    run=_cost,
+)
