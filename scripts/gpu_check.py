@@ -3,9 +3,9 @@
 python scripts/gpu_check.py --out OUT [--models tiny-convnext,tiny-mobilenetv3] [--bundle DIR]
 
 Exports each model to every precision of the targets whose library is here (--trt-rtx, --trt), verifies and times the bundles,
-runs the conformance suite and the tests marked gpu, and writes what came out to OUT/gpu_check.json: one entry per step with
-its exit code, its seconds and the end of what it said. A --bundle that was exported with --defer is built and verified. No step
-ends the others. Exit code 0 where every step passed, 1 where one did not, 5 where there is no GPU.
+runs the conformance suite and the tests marked gpu, and writes what came out to OUT/gpu_check.json: of each step exit code,
+seconds and the end of what it said. A --bundle that was exported with --defer is built and verified. No step ends the others.
+Exit code 0 where every step passed, 1 where one did not, 5 where there is no GPU.
 """
 
 from __future__ import annotations

@@ -129,11 +129,14 @@ def _check_profiles(family: Family, request: Request, targets: Iterable[Target])
         if name not in request.dynamic:
             raise UsageError(f"{told}: the axis is not open", Hint(f"--dynamic {name}"))
         rule, (least, usual, most) = family.axes[name], sizes
-        if not rule.min <= least <= usual <= most <= rule.max or any((size - rule.min) % rule.step for size in sizes):
+        is_known = rule.min <= least <= usual <= most <= rule.max and not any((n - rule.min) % rule.step for n in sizes)
+        if not is_known:
             raise UsageError(
                 f"{told}: {family.title} takes {name} {rule.min} to {rule.max} in steps of {rule.step}, "
                 "and a profile is the least, the usual and the largest size"
             )
+        if least > rule.min or most < rule.traced:
+            raise UsageError(f"{told}: artifacts are judged at {rule.min} and {rule.traced} too: let it reach so far")
     if request.profiles and not any(target.bounded for target in targets):
         raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
 

@@ -33,6 +33,8 @@ def original() -> Original:
         ({"profiles": {"batch": (1, 8, 300)}}, "takes batch 1 to 256 in steps of 1"),
         ({"profiles": {"batch": (8, 4, 16)}}, "takes batch 1 to 256"),
         ({"profiles": {"batch": (0, 4, 16)}}, "takes batch 1 to 256"),
+        ({"profiles": {"batch": (4, 8, 16)}}, "judged at 1 and 2 too"),
+        ({"profiles": {"batch": (1, 1, 1)}}, "judged at 1 and 2 too"),
         ({"profiles": {"batch": (1, 8, 32)}, "cells": (Cell("fp32", "ort"),)}, "no target of this export is tuned"),
         ({"capabilities": (86,), "cells": (Cell("fp32", "ort"),)}, "--sm 86: no target of this export"),
     ],
@@ -60,8 +62,8 @@ def test_all_that_can_run_it_is_built_for_where_nothing_is_named() -> None:
 
 
 def test_a_profile_bounds_what_is_built_for_it_alone() -> None:
-    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": (2, 8, 32)})
-    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 2, 8, 32)}
+    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": (1, 8, 32)})
+    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
     assert axes_of(family, request, get_target("ort")) == {"batch": Axis("batch", 1, 1, 256)}
     assert axes_of(family, replace(REQUEST, dynamic=()), get_target("trt-rtx")) == {}
 
