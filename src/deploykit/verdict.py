@@ -281,6 +281,7 @@ class Report:
         judgements: One per artifact and RunConfig.
         timings: One per candidate, the original among them.
         latency: Latency gates that were asked for.
+        untimed: What could not be timed here, each with its reason.
         repairs: What was done so that artifacts pass.
     """
 
@@ -288,6 +289,7 @@ class Report:
     judgements: tuple[Judgement, ...] = ()
     timings: tuple[Timing, ...] = ()
     latency: tuple[GateResult, ...] = ()
+    untimed: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
 
     @property
@@ -302,7 +304,8 @@ class Report:
     @property
     def not_run(self) -> tuple[str, ...]:
         """Every check that could not be made here, with its reason."""
-        return tuple(f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run)
+        judged = [f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run]
+        return (*judged, *self.untimed)
 
     def exit_code(self, *, strict: bool) -> int:
         """Return the code that the command line ends with.

@@ -6,6 +6,7 @@ backend that opens something else needs a line in `model_for`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
+from deploykit.export.engines.tensorrt import CAPABILITIES
+from deploykit.export.engines.tensorrt_build import BuildOptions, build
+from deploykit.optional import COMPONENTS
+from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import Session, Tensor, backend_names, get_backend
+from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour, library
+from deploykit.runtime.backends.tensorrt_record import VERSION, EngineRecord, here, record_path
 from deploykit.runtime.worker import open_in_worker
 
 ORIGINAL = "tiny-convnext"
@@ -42,8 +49,15 @@ class Case:
     def id(self) -> str:
         return self.backend + self.suffix + ("-worker" if self.worker else "")
 
-    def open(self, model: str, **config: Any) -> Session:
-        run = RunConfig(self.backend, **config)
+    def config(self, **settings: Any) -> RunConfig:
+        """How it is run on its own device; threads are for those that have some."""
+        backend = get_backend(self.backend)
+        if not backend.threaded and (settings.get("threads") or 0) > 0:
+            del settings["threads"]
+        return RunConfig(self.backend, **{"device": backend.device, **settings})
+
+    def open(self, model: str, **settings: Any) -> Session:
+        run = self.config(**settings)
         return open_in_worker(model, run) if self.worker else get_backend(self.backend).open(model, run)
 
 
@@ -115,6 +129,43 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         found[f"{kind}.onnx"] = str(path)
         if "openvino" in backend_names() and get_backend("openvino").component.version():
             found[f"{kind}.xml"] = str(_to_ir(path))
+        for flavour in FLAVOURS:
+            if COMPONENTS[flavour.module].version() and (flavour.ahead or not _unavailable(flavour.module)):
+                found |= _to_engines(path, kind, flavour)
+    return found
+
+
+def _unavailable(backend: str) -> str:
+    return get_backend(backend).unavailable(get_backend(backend).default_run())
+
+
+def _to_engines(path: Path, kind: str, flavour: Flavour) -> dict[str, str]:
+    """Build an engine of the network and write it under every name that its backend opens."""
+    batch = Axis("batch", 1, 2, 8) if kind == "" else 1
+    inputs = (TensorSpec("input", "float32", (batch, CHANNELS, SIDE, SIDE)),)
+    capabilities = tuple(CAPABILITIES["fp32"]) if flavour.ahead else (cuda.gpu_at("cuda:0")[1].capability,)
+    plan = build(flavour, path, BuildOptions(inputs, capabilities if flavour.ahead else ()))
+    record = EngineRecord(
+        version=VERSION,
+        flavour=flavour.module,
+        built_by=library(flavour).version,
+        platform=here(),
+        capabilities=capabilities,
+        precision="fp32",
+        inputs=inputs,
+        outputs=(TensorSpec("logits", "float32", (batch, CLASSES)),),
+        size=len(plan),
+        sha256=hashlib.sha256(plan).hexdigest(),
+        source="0" * 64,
+        texts={key.removeprefix("deploykit."): text for key, text in METADATA.items()},
+        layers=(),
+    )
+    found: dict[str, str] = {}
+    for suffix in flavour.suffixes:
+        engine = path.with_name(f"{path.stem}-{len(found)}{suffix}")
+        engine.write_bytes(plan)
+        record_path(engine).write_bytes(record.to_bytes())
+        found[f"{kind}{suffix}"] = str(engine)
     return found
 
 
@@ -130,6 +181,15 @@ def _to_ir(path: Path) -> Path:
 
 @pytest.fixture(params=CASES, ids=lambda case: case.id)
 def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    if reason := _unavailable(found.backend):
+        pytest.skip(f"{found.backend}: {reason}")
+    return found
+
+
+@pytest.fixture(params=[case for case in CASES if case.suffix], ids=lambda case: case.id)
+def reader(request: pytest.FixtureRequest) -> Case:
+    """A case whose library is here: without its device too, it tells good files from bad ones."""
     found: Case = request.param
     if get_backend(found.backend).component.version() is None:
         pytest.skip(f"{found.backend} is not installed here")

@@ -64,6 +64,7 @@ def test_every_module_can_be_imported_without_the_heavy_libraries() -> None:
     program = (
         "import importlib, pkgutil, sys\n"
         "for name in ('torch', 'timm', 'onnx', 'onnxsim', 'onnxruntime', 'openvino', 'PIL', 'scipy', 'filelock',"
+        " 'tensorrt', 'tensorrt_rtx',"
         " 'platformdirs', 'safetensors', 'transformers', 'huggingface_hub'):\n    sys.modules[name] = None\n"
         "import deploykit\n"
         "for module in pkgutil.walk_packages(deploykit.__path__, 'deploykit.'):\n"

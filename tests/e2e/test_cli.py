@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.support import python, run
 
-COMMANDS = ("export", "verify", "bench", "inspect", "doctor", "models", "run")
+COMMANDS = ("export", "build", "verify", "bench", "inspect", "doctor", "models", "run")
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "scipy", "numpy", "rich")
 
 
@@ -94,7 +94,9 @@ def test_the_closing_line_counts_what_was_not_run(tmp_path: Path) -> None:
 
 def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
     doctor = json.loads(run("doctor", "--json").out)
-    assert doctor["backends"] == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
+    everywhere = {name: lacks for name, lacks in doctor["backends"].items() if not name.startswith("tensorrt")}
+    assert everywhere == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
+    assert set(doctor["backends"]) - set(everywhere) == {"tensorrt", "tensorrt_rtx"}
     assert "tiny-convnext" in {card["id"] for card in json.loads(run("models", "--json").out)}
     assert json.loads(run("inspect", str(bundle), "--json").out)["source"]["id"] == "tiny-convnext"
     inputs = json.loads(run("inspect", str(bundle / "tiny-convnext.fp32.onnx"), "--json").out)["inputs"]

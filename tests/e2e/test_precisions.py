@@ -76,7 +76,7 @@ def _check_judgements(manifest: Manifest) -> None:
     """Every artifact has passed, held to the bounds of its grade, but where the processor lacks its precision."""
     precisions = {artifact.name: artifact.precision for artifact in manifest.artifacts}
     for judgement in manifest.judgements:
-        lacking = get_backend(judgement.run.backend).lacks(judgement.run)
+        lacking = get_backend(judgement.run.backend).unavailable(judgement.run)
         assert judgement.not_run == ((lacking,) if lacking else ())
         if judgement.ran is not None:
             grade = grade_of(precisions[judgement.artifact], judgement.ran.precision)

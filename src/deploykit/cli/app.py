@@ -9,7 +9,7 @@ from types import ModuleType
 
 import typer
 
-from deploykit.cli import bench, doctor, export, inspect, models, run, verify
+from deploykit.cli import bench, build, doctor, export, inspect, models, run, verify
 from deploykit.errors import DeploykitError
 
 INTERRUPTED = 130
@@ -32,7 +32,7 @@ def _help(module: ModuleType) -> str:
     return f"{first}\n\n\b\nExamples:\n{examples}\n\n{rest}"
 
 
-for command in (export, verify, bench, inspect, doctor, models, run):
+for command in (export, build, verify, bench, inspect, doctor, models, run):
     app.command(help=_help(command))(command.COMMAND)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from deploykit.runtime.backends.base import Backend
 
 EXAMPLES = (
     "deploykit doctor",
@@ -32,7 +35,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         grid.add_row(entry["title"], entry["version"] or "–", entry["purpose"], install)
     console.print(grid)
     for title, ready in (("export to", found["targets"]), ("run with", found["backends"])):
-        words = [f"{name} ✔" if missing is None else f"{name} – needs {missing}" for name, missing in ready.items()]
+        words = [f"{name} ✔" if reason is None else f"{name} – {reason}" for name, reason in ready.items()]
         console.print(f"{title:<10} {' · '.join(words)}", markup=False)
     console.print(f"cache      {found['cache']}", markup=False)
     for note in found["notes"]:
@@ -58,10 +61,7 @@ def _findings() -> dict[str, Any]:
         }
         for component in COMPONENTS.values()
     ]
-    backends = {
-        name: None if get_backend(name).component.version() else get_backend(name).component.title
-        for name in backend_names()
-    }
+    backends = {name: _lacking(get_backend(name)) for name in backend_names()}
     return {
         "machine": to_json(Machine.here()),
         "components": components,
@@ -72,18 +72,25 @@ def _findings() -> dict[str, Any]:
     }
 
 
+def _lacking(backend: Backend) -> str | None:
+    """Return why a backend can't run here, None where it can."""
+    if backend.component.version() is None:
+        return f"needs {backend.component.title}"
+    return backend.unavailable(backend.default_run()) or None
+
+
 def _targets() -> dict[str, str | None]:
-    """Return each target and the first component that an export to it lacks."""
+    """Return each target and what an export to it lacks first."""
     from deploykit.export.target import get_target, target_names
     from deploykit.optional import COMPONENTS
 
     if COMPONENTS["onnx"].version() is None:
-        return dict.fromkeys(target_names(), COMPONENTS["onnx"].title)
+        return dict.fromkeys(target_names(), f"needs {COMPONENTS['onnx'].title}")
     found: dict[str, str | None] = {}
     for name in target_names():
         needed = ("torch", "timm", "onnxscript", "onnxsim", *get_target(name).stage.libraries)
         lacking = [COMPONENTS[module].title for module in needed if COMPONENTS[module].version() is None]
-        found[name] = lacking[0] if lacking else None
+        found[name] = f"needs {lacking[0]}" if lacking else None
     return found
 
 

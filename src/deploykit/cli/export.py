@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli import source
+from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from deploykit.workflow.export import Exported, Preview
@@ -23,6 +24,9 @@ EXAMPLES = (
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
     "deploykit export tiny-dinov2 --int8-weights --ort --openvino",
+    "deploykit export tiny-convnext --fp16 --trt-rtx",
+    "deploykit export tiny-convnext --int8 --trt-rtx --dynamic batch --profile batch=1,8,32 --sm 86,89,120",
+    "deploykit export tiny-convnext --fp16 --trt --defer",
     "deploykit export tiny-convnext --cell fp32:ort --json",
 )
 
@@ -47,6 +51,12 @@ def export(
     ] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
+    trt_rtx: Annotated[
+        bool, typer.Option("--trt-rtx", help="Target TensorRT for RTX: an engine, built here without a GPU.")
+    ] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Target TensorRT: an engine for the GPU that is here, or see --defer.")
+    ] = False,
     cell: Annotated[
         list[str] | None, typer.Option(metavar="PRECISION:TARGET", help="One cell, such as fp32:ort.")
     ] = None,
@@ -54,6 +64,16 @@ def export(
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the input.")] = 1,
     dynamic: Annotated[
         list[str] | None, typer.Option(metavar="AXIS", help="Leave an axis of the input open: batch.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=MIN,OPT,MAX", help="Range of an open axis that an engine is tuned for: batch=1,8,32."
+        ),
+    ] = None,
+    sm: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="GPUs to build engines for, as 75,86,89; else all that can run it."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -80,6 +100,10 @@ def export(
     save_calib_table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write there what activations were measured to be.")
     ] = None,
+    defer: Annotated[
+        bool,
+        typer.Option("--defer", help="Of --trt, write the typed graph that `deploykit build` makes the engine of."),
+    ] = False,
     no_repair: Annotated[
         bool,
         typer.Option("--no-repair", help="Keep int8 as it is where it drifts too far, instead of returning layers."),
@@ -115,12 +139,14 @@ def export(
     options = ExportOptions(
         cells=_cells(
             {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "int8-weights": int8_weights},
-            {"ort": ort, "openvino": openvino},
+            {"ort": ort, "openvino": openvino, "trt-rtx": trt_rtx, "trt": trt},
             cell or [],
         ),
         out=str(out) if out else None,
         batch=batch,
         dynamic=tuple(dynamic or ()),
+        profile=tuple(profile or ()),
+        sm=_capabilities(sm),
         data=str(data) if data else None,
         eval_size=eval_size,
         calib=str(calib) if calib else None,
@@ -132,6 +158,7 @@ def export(
         repair=not no_repair,
         verify=not no_verify,
         bench=not no_bench,
+        defer=defer,
         replace=replace,
         cache=not no_cache,
         source=source.source_options(
@@ -180,6 +207,18 @@ def _cells(precisions: dict[str, bool], targets: dict[str, bool], cells: list[st
         return tuple(cells)
     product = [f"{precision}:{target}" for precision in chosen or ["fp32"] for target in wanted or ["ort"]]
     return tuple(dict.fromkeys([*product, *cells]))
+
+
+def _capabilities(text: str | None) -> tuple[int, ...]:
+    """Read "75,86".
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    numbers = text.split(",") if text is not None else []
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise UsageError(f"--sm {text}: write compute capabilities without their dots, such as 75,86,89")
+    return tuple(int(number) for number in numbers)
 
 
 def _print_plan(preview: Preview) -> None:

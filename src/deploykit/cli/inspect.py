@@ -89,13 +89,12 @@ def _print_code(root: Path, manifest: Manifest) -> None:
 
 def _inspect_file(path: Path, *, as_json: bool, code: bool) -> None:
     """Open a bare artifact in the backend that it is made for and say what it takes and returns."""
-    from deploykit.artifact import RunConfig
     from deploykit.cli import render
     from deploykit.runtime.backends.base import backend_for
     from deploykit.serde import to_json
 
     backend = backend_for(path.name)
-    config = RunConfig(backend.name, precision="f32")
+    config = backend.default_run(backend.judged[0])
     if code:
         render.out().print(backend.code(str(path), config), markup=False)
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploykit.artifact import Axis
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
 from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, store, trace
@@ -16,6 +17,7 @@ from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
 from deploykit.models.original import Original
+from deploykit.runtime.backends.base import get_backend
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
 ORIGINAL = "original"
@@ -70,6 +72,8 @@ class Request:
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
         table: Ranges that were measured before, instead of images; None measures them.
+        profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
+        capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
         kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
 
@@ -80,6 +84,8 @@ class Request:
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
     table: ranges.TableOptions | None = None
+    profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = ()
     kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -110,7 +116,60 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         _check_fixed_batch(original.id, original.fixed_batch, request)
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
+    _check_profiles(family, request, targets.values())
+    if request.capabilities and not any(target.capabilities for target in targets.values()):
+        raise UsageError(
+            f"--sm {_numbers(request.capabilities)}: no target of this export is built for chosen GPUs",
+            Hint("--trt-rtx"),
+        )
     return family, targets
+
+
+def _check_profiles(family: Family, request: Request, targets: Iterable[Target]) -> None:
+    """Refuse profiles of axes that are not open, of sizes that the family doesn't take, or that no target makes use of."""
+    for name, sizes in request.profiles.items():
+        told = f"--profile {name}={_numbers(sizes)}"
+        if name not in request.dynamic:
+            raise UsageError(f"{told}: the axis is not open", Hint(f"--dynamic {name}"))
+        rule, (least, usual, most) = family.axes[name], sizes
+        is_known = rule.min <= least <= usual <= most <= rule.max and not any((n - rule.min) % rule.step for n in sizes)
+        if not is_known:
+            raise UsageError(
+                f"{told}: {family.title} takes {name} {rule.min} to {rule.max} in steps of {rule.step}, "
+                "and a profile is the least, the usual and the largest size"
+            )
+        if least > rule.min or most < rule.traced:
+            raise UsageError(f"{told}: artifacts are judged at {rule.min} and {rule.traced} too: let it reach so far")
+    if request.profiles and not any(target.bounded for target in targets):
+        raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ",".join(map(str, values))
+
+
+def axes_of(family: Family, request: Request, target: Target) -> Mapping[str, Axis]:
+    """Return the axes that are open in a target's artifact, with their bounds."""
+    rules = {name: family.axes[name] for name in request.dynamic}
+    bounds = {name: (rule.min, rule.min, rule.max) for name, rule in rules.items()}
+    if target.bounded:
+        bounds |= request.profiles
+    return {name: Axis(name, *bounds[name], rules[name].step) for name in rules}
+
+
+def capabilities_of(cell: Cell, request: Request, target: Target) -> tuple[int, ...]:
+    """Return what a cell is built for.
+
+    Raises:
+        UnsupportedError: One that was asked for doesn't run this precision.
+    """
+    able = target.capabilities.get(cell.precision, ())
+    for wanted in request.capabilities if able else ():
+        if wanted not in able:
+            raise UnsupportedError(
+                f"{target.title} builds no {cell.precision} for SM {wanted}; it does for SM {_numbers(able)}"
+            )
+    return request.capabilities if able and request.capabilities else able
 
 
 def _target(cell: Cell, request: Request) -> Target:
@@ -181,7 +240,15 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         chain = PRECISIONS[cell.precision](setting, cell, target)
         known = {node.id for node in nodes}
         nodes += [node for node in chain.nodes if node.id not in known]
-        options = PackageOptions(stem_of(original, cell), cell.precision, original.labels, recipe)
+        options = PackageOptions(
+            stem=stem_of(original, cell),
+            precision=cell.precision,
+            labels=original.labels,
+            preprocess=recipe,
+            axes=axes_of(family, request, target),
+            capabilities=capabilities_of(cell, request, target),
+            place=get_backend(target.builds_on.backend).place(target.builds_on) if target.builds_on else "",
+        )
         nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": chain.graph}))
     if request.evaluation is not None:
         inputs = {"original": ORIGINAL, "images": EVALUATION}
@@ -238,8 +305,14 @@ def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
         smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, target.placement))
         nodes, graph = [*nodes, *smoothed], smoothed[0].id
     options = quantize.QuantizeOptions(recipe, target.placement, setting.request.kept.get(cell, ()))
-    node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": nodes[-1].id})
-    return Chain(node.id, (*nodes, node))
+    seen = nodes[-1].id
+    node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": seen})
+    rest = target.placement.rest
+    if rest is None:
+        return Chain(node.id, (*nodes, node))
+    casting = cast.CastOptions(rest, setting.family.islands)
+    half = Node(f"cast-{node.id}", cast.STAGE, casting, {"graph": node.id, "ranges": seen})
+    return Chain(half.id, (*nodes, node, half))
 
 
 def _smoothed(setting: Setting, target: Target, options: quantize.QuantizeOptions) -> tuple[Node, Node]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deploykit import registry
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import Axis, Preprocess, RunConfig
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Stage
 
@@ -22,12 +22,18 @@ class PackageOptions:
         precision: Of the artifact, embedded in the file.
         labels: Class names by index, embedded in the file.
         preprocess: From image to input, embedded in the file.
+        axes: Open dimensions by name, with their bounds.
+        capabilities: Compute capabilities of the GPUs that it is built for, as 86 for 8.6; none where the target has none.
+        place: The device that it is built on, where that decides what is built.
     """
 
     stem: str
     precision: str
     labels: tuple[str, ...]
     preprocess: Preprocess
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,10 @@ class Target:
         placement: How it wants Q/DQ; None where it takes no int8.
         static: Precisions that it computes rightly only where every axis is fixed.
         refuses: Precisions that others take, to the reason why it doesn't.
+        capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
+        bounded: It is built for a range of each open axis, and tuned for one size in it.
+        builds_on: What must be here to build it; None where its libraries are enough.
+        deferred: Name of the target that writes what another machine builds it from, "" where there is none.
     """
 
     name: str
@@ -55,6 +65,10 @@ class Target:
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
     refuses: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bounded: bool = False
+    builds_on: RunConfig | None = None
+    deferred: str = ""
 
 
 def get_target(name: str) -> Target:

@@ -143,7 +143,7 @@ def _measure(
     ]
     if budget.int8_share is not None:
         least = budget.int8_share
-        crashes.append(_crash(lambda: gates.append(_judge_share(session, brief.golden, least, metrics))))
+        crashes.append(_crash(lambda: gates.extend(_judge_share(session, brief.golden, least, metrics, skipped))))
     if brief.evaluation is not None:
         evaluation = brief.evaluation
         crashes.append(_crash(lambda: _judge_task(session, evaluation, budget, (gates, metrics), progress)))
@@ -220,12 +220,18 @@ def _numeric_gates(
             yield gate.numeric_gate(metric, value, bound, higher_is_better=higher, reference=reference, n=n)
 
 
-def _judge_share(session: Session, golden: Golden, least: float, metrics: dict[str, float]) -> GateResult:
+def _judge_share(
+    session: Session, golden: Golden, least: float, metrics: dict[str, float], skipped: list[str]
+) -> Iterator[GateResult]:
     """Ask the runtime in how many bits it multiplies: accuracy can't see a layer that silently runs in float."""
-    layers = session.executed(feeds_of(session.inputs, golden, 1))
+    try:
+        layers = session.executed(feeds_of(session.inputs, golden, 1))
+    except UnsupportedError as error:
+        skipped.append(f"int8 share: {error.message}")
+        return
     result = gate.share_gate(layers, least)
     metrics["int8_share"] = result.value
-    return result
+    yield result
 
 
 def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:
@@ -233,11 +239,18 @@ def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[st
     rows = {dim.name for spec in session.inputs for dim in spec.shape[:1] if isinstance(dim, Axis)}
     for axis in sorted({axis.name for spec in session.inputs for axis in spec.axes} | set(brief.axes)):
         if axis in rows or axis in brief.axes:
-            for size in AXIS_SIZES:
+            for size in _sizes(session, axis):
                 if size != brief.axes.get(axis):
                     yield _judge_axis(session, brief, budget, axis, size)
         else:
             skipped.append(f"axis {axis!r}: there are no golden inputs of other sizes")
+
+
+def _sizes(session: Session, axis: str) -> tuple[int, ...]:
+    """Return the sizes to try: those of `AXIS_SIZES` that the session's bounds allow, else its least and its largest."""
+    bounds = [dim for spec in session.inputs for dim in spec.axes if dim.name == axis]
+    allowed = tuple(size for size in AXIS_SIZES if all(dim.accepts(size) for dim in bounds))
+    return allowed or tuple(sorted({bounds[0].min, bounds[0].max}))
 
 
 def _judge_axis(session: Session, brief: Brief, budget: Budget, axis: str, size: int) -> GateResult:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import UsageError
-from deploykit.runtime.backends.base import Tensor
+from deploykit.runtime.backends.base import Tensor, get_backend
 from deploykit.runtime.worker import WorkerSession, open_in_worker
 from deploykit.verdict import GateKind, GateResult, Ratio, Timing, Verdict
 
@@ -197,7 +197,9 @@ class _Lane:
         stack: ExitStack,
     ) -> _Lane:
         """Start the worker, warm it up and find out how many inferences make a burst."""
-        run = candidate.run if candidate.run.threads is not None else replace(candidate.run, threads=options.threads)
+        run = candidate.run
+        if run.threads is None and get_backend(run.backend).threaded:
+            run = replace(run, threads=options.threads)
         session = open_in_worker(candidate.model, run)
         stack.callback(session.close)
         feeds = feeds_for(session.inputs)

@@ -37,6 +37,7 @@ class Story:
         plan: What was run.
         cells: What was made.
         axes: Dynamic axes, with the size that each was traced at.
+        bounds: By target, the dynamic axes with their bounds.
         command: The command line that asks for it.
         repairs: What was done so that artifacts pass.
     """
@@ -45,6 +46,7 @@ class Story:
     plan: Plan
     cells: tuple[plans.Cell, ...]
     axes: Mapping[str, int]
+    bounds: Mapping[str, Mapping[str, Axis]]
     command: str
     repairs: tuple[Repair, ...] = ()
 
@@ -69,12 +71,11 @@ class Assembly:
     def artifacts(self) -> Iterator[Artifact]:
         """Yield each cell's artifact, its files named and its interface read from the graph."""
         story = self.story
-        rules = get_family(story.original.family).axes
-        axes = {name: Axis(name, rule.min, max(rule.min, 1), rule.max, rule.step) for name, rule in rules.items()}
         graph = onnx_files.load(self.hub.path(onnx_files.MODEL)).graph
         parents = {node.id: node.inputs.get("graph", "") for node in story.plan.nodes}
         for cell in story.cells:
             target, name = get_target(cell.target), plans.artifact_name(story.original, cell)
+            axes = story.bounds[cell.target]
             stem = plans.stem_of(story.original, cell)
             yield Artifact(
                 name=name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def bench(
     budget: LatencyBudget | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Time every artifact of a bundle in every RunConfig that is here.
+    """Time every artifact of a bundle in every RunConfig that this machine has; of the others the report says why not.
 
     Args:
         bundle: The bundle's folder.
@@ -57,14 +57,19 @@ def bench(
     opened.check()
     manifest = opened.manifest
     golden = judge.Golden(load_tensors(opened.root / manifest.golden.inputs.path), {})
-    candidates = [
+    asked = [
         Candidate(artifact.name, str(opened.root / artifact.main.path), run)
         for artifact in manifest.artifacts
         for run in artifact.runs
-        if is_timed(run)
+        if not get_backend(run.backend).stands_in
     ]
+    candidates = [candidate for candidate in asked if is_timed(candidate.run)]
     if not candidates:
-        raise MissingComponentError("none of the runtimes of this bundle is installed here", Hint("deploykit doctor"))
+        raise MissingComponentError(
+            "nothing of this bundle can be timed here",
+            *(Hint(text) for text in untimed(asked)),
+            Hint("deploykit doctor"),
+        )
     static = {dim for artifact in manifest.artifacts for dim in artifact.inputs[0].shape[:1] if isinstance(dim, int)}
     if options.batch is None and len(static) == 1:
         options = replace(options, batch=static.pop())
@@ -84,13 +89,19 @@ def bench(
         )
         if gate is not None
     ]
-    return Report(str(opened.root), timings=timings, latency=tuple(gates))
+    return Report(str(opened.root), timings=timings, latency=tuple(gates), untimed=untimed(asked))
+
+
+def untimed(candidates: Iterable[Candidate]) -> tuple[str, ...]:
+    """Return those that can't be timed on this machine, each with its reason."""
+    reasons = ((one, get_backend(one.run.backend).unavailable(one.run)) for one in candidates)
+    return tuple(f"{one.name} ({one.run.label}): not timed: {reason}" for one, reason in reasons if reason)
 
 
 def is_timed(run: RunConfig) -> bool:
     """Tell whether this machine can run something so, and as itself."""
     backend = get_backend(run.backend)
-    return not backend.stands_in and not backend.lacks(run)
+    return not backend.stands_in and not backend.unavailable(run)
 
 
 def time_beside_original(

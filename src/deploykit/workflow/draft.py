@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from deploykit.artifact import RunConfig
+from deploykit.artifact import Axis, RunConfig
 from deploykit.export import plan
 from deploykit.export.stage import Node, Plan
 from deploykit.export.target import Target
@@ -14,6 +14,7 @@ from deploykit.manifest import Machine
 from deploykit.models.family import Family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.runtime.backends.base import get_backend
 from deploykit.workflow import measure
 from deploykit.workflow.bench import is_timed
 from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
@@ -59,6 +60,11 @@ class Draft:
         """Dynamic axes, with the size that each is traced at."""
         return {name: self.family.axes[name].traced for name in self.request.dynamic}
 
+    @property
+    def bounds(self) -> Mapping[str, Mapping[str, Axis]]:
+        """By target, the dynamic axes with their bounds."""
+        return {target.name: plan.axes_of(self.family, self.request, target) for target in self.targets.values()}
+
     def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""
         return replace(self, request=replace(self.request, kept=kept))
@@ -66,7 +72,8 @@ class Draft:
     def whole(self) -> Plan:
         """Return the whole plan: graphs, artifacts, judgements, timings."""
         judged = self.judged()
-        bench = (self._bench_node(),) if self.options.bench else ()
+        timed = self._timed()
+        bench = (self._bench_node(timed),) if self.options.bench and timed else ()
         return Plan(judged.given, (*judged.nodes, *bench))
 
     def judged(self) -> Plan:
@@ -91,15 +98,26 @@ class Draft:
             }
             if request.evaluation is not None:
                 inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}
-            budgets, recipe = self.family.budgets, self.original.preprocess
-            options = measure.JudgeOptions(name, file, run, budgets, cell.precision, self.axes, recipe, machine)
+            options = measure.JudgeOptions(
+                artifact=name,
+                file=file,
+                run=run,
+                budgets=self.family.budgets,
+                precision=cell.precision,
+                axes=self.axes,
+                preprocess=self.original.preprocess,
+                machine=machine,
+                place=get_backend(run.backend).place(run),
+            )
             stage = measure.judge_stage(run, with_images=request.evaluation is not None)
             yield Node(judge_id(name, run.label), stage, options, inputs)
 
-    def _bench_node(self) -> Node:
-        """Return the node that times all artifacts beside the original."""
-        runs = [(name, file, run) for _, name, file, run in self._runs()]
-        candidates = tuple(entry for entry in runs if is_timed(entry[2]))
+    def _timed(self) -> tuple[tuple[str, str, RunConfig], ...]:
+        """Return what can be timed on this machine: artifact, main file and RunConfig of each."""
+        return tuple((name, file, run) for _, name, file, run in self._runs() if is_timed(run))
+
+    def _bench_node(self, candidates: tuple[tuple[str, str, RunConfig], ...]) -> Node:
+        """Return the node that times artifacts beside the original."""
         bench = replace(self.options.bench_options, batch=self.options.batch)
         inputs = {
             plan.ORIGINAL: plan.ORIGINAL,
@@ -107,7 +125,8 @@ class Draft:
             **{name: name for name, _, _ in candidates},
         }
         stage = measure.time_stage(self.original, candidates)
-        return Node(BENCH, stage, measure.TimeOptions(candidates, bench, Machine.here()), inputs)
+        places = tuple(get_backend(run.backend).place(run) for _, _, run in candidates)
+        return Node(BENCH, stage, measure.TimeOptions(candidates, bench, Machine.here(), places), inputs)
 
     def _runs(self) -> Iterator[tuple[plan.Cell, str, str, RunConfig]]:
         """Yield each way in which an artifact is run: its cell, its name, its main file and the RunConfig."""

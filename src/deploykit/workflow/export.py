@@ -15,7 +15,7 @@ from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.data.imageset import open_imageset, rendered_images
-from deploykit.errors import Hint, ResourceError, UsageError
+from deploykit.errors import Hint, MissingComponentError, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache, Made
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
@@ -23,15 +23,21 @@ from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.plan import Cell
 from deploykit.export.ranges import TableOptions
 from deploykit.export.stage import Plan
+from deploykit.export.target import get_target, target_names
 from deploykit.models import sources
 from deploykit.models.original import Original
+from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Repair, Report
 from deploykit.workflow.assemble import Story, assemble
+from deploykit.workflow.bench import untimed
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
 from deploykit.workflow.repair import repaired
 
+#: The sizes that a profile names.
+_PROFILE = ("MIN", "OPT", "MAX")
 #: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
 GRAPH_COPIES = 4
 
@@ -81,13 +87,15 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     """
     original = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
     request = plan.Request(
-        cells=tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells)),
+        cells=_cells(options),
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
         golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
         table=_table(options),
+        profiles=dict(map(_profile, options.profile)),
+        capabilities=tuple(sorted(set(options.sm))),
     )
     draft = Draft(original, request, options)
     whole = draft.whole()
@@ -105,6 +113,33 @@ def _notes(draft: Draft) -> Iterator[str]:
         yield calibration.note
     if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.CALIBRATED:
         yield "a table has no images to choose SmoothQuant's strength by: it is off"
+
+
+def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
+    """Return what is made; of a target that is built elsewhere, on a device of its own, what it is built from.
+
+    Raises:
+        UsageError: Nothing that is asked for can be deferred.
+        MissingComponentError: The device is not here, and it wasn't asked to defer.
+    """
+    cells = tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells))
+    known = {name: get_target(name) for name in target_names()}
+    deferred = {cell: known[cell.target].deferred for cell in cells if cell.target in known}
+    if options.defer:
+        if not any(deferred.values()):
+            raise UsageError(
+                "--defer: every target of this export is built here", Hint("--trt", "is built on its own GPU")
+            )
+        return tuple(plan.Cell(cell.precision, deferred[cell]) if deferred.get(cell) else cell for cell in cells)
+    for target in (known[cell.target] for cell in deferred):
+        reason = get_backend(target.builds_on.backend).unavailable(target.builds_on) if target.builds_on else ""
+        if reason:
+            raise MissingComponentError(
+                f"{target.title} engines are built on the GPU that runs them: {reason}",
+                Hint("--defer", "writes the typed graph; `deploykit build` makes the engine of it there"),
+                Hint("--trt-rtx", "builds an RTX engine on this machine, no GPU needed"),
+            )
+    return cells
 
 
 def export_model(
@@ -146,13 +181,47 @@ def export_model(
         if options.verify and options.repair:
             draft, repairs = repaired(pipeline, draft)
         made = draft.whole()
-        story = Story(draft.original, made, preview.cells, draft.axes, command or _command(model, options), repairs)
         results = pipeline.run(made)
         if options.save_calib_table:
             _save_table(results, Path(options.save_calib_table))
+        story = Story(
+            original=draft.original,
+            plan=made,
+            cells=preview.cells,
+            axes=draft.axes,
+            bounds=draft.bounds,
+            command=command or _command(model, options),
+            repairs=repairs,
+        )
         bundle = assemble(story, results, writer)
+    return Exported(bundle, _report(bundle, options, repairs))
+
+
+def _report(bundle: Bundle, options: ExportOptions, repairs: tuple[Repair, ...]) -> Report:
+    """Return what is on record; what can't run here is told once, by its judgement where there is one."""
     manifest = bundle.manifest
-    return Exported(bundle, Report(str(bundle.root), manifest.judgements, manifest.timings, repairs=repairs))
+    told = {(judgement.artifact, judgement.run.label) for judgement in manifest.judgements if judgement.not_run}
+    asked = [
+        Candidate(artifact.name, artifact.main.path, run)
+        for artifact in manifest.artifacts
+        for run in artifact.runs
+        if options.bench and (artifact.name, run.label) not in told
+    ]
+    return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked), repairs=repairs)
+
+
+def _profile(text: str) -> tuple[str, tuple[int, int, int]]:
+    """Read "batch=1,8,32".
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    name, _, numbers = text.partition("=")
+    found = numbers.split(",")
+    if not name or len(found) != len(_PROFILE) or not all(number.strip().isdecimal() for number in found):
+        raise UsageError(f"--profile {text}: write AXIS={','.join(_PROFILE)}, such as batch=1,8,32")
+    least, usual, most = (int(number) for number in found)
+    return name, (least, usual, most)
 
 
 def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
@@ -294,6 +363,8 @@ def _command(model: str, options: ExportOptions) -> str:
     words = ["deploykit", "export", model, *(f"--cell {cell}" for cell in options.cells)]
     words += [f"--batch {options.batch}"] if options.batch != 1 else []
     words += [f"--dynamic {axis}" for axis in options.dynamic]
+    words += [f"--profile {profile}" for profile in options.profile]
+    words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
     words += [f"--data {options.data}"] if options.data else []
     words += [f"--calib {options.calib}"] if options.calib else []
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
@@ -302,6 +373,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--calib-table {options.calib_table}"] if options.calib_table else []
     words += ["--no-repair"] if not options.repair else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
+    words += ["--defer"] if options.defer else []
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []
     return " ".join(words)

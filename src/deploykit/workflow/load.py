@@ -32,7 +32,7 @@ def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = 
         if not path.is_file():
             raise UsageError(f"{path} does not exist")
         backend = backend_for(path.name)
-        return backend.open(str(path), run or RunConfig(backend.name))
+        return backend.open(str(path), run or backend.default_run())
     bundle = Bundle.open(path)
     names = [candidate.name for candidate in bundle.manifest.artifacts]
     wanted = artifact or (names[0] if len(names) == 1 else None)

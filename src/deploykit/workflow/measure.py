@@ -41,6 +41,7 @@ class JudgeOptions:
         axes: Dynamic axes and the sizes that they were traced at.
         preprocess: How crops become inputs.
         machine: Where: a verdict is not carried from one machine to another.
+        place: What that machine has for the run's device.
     """
 
     artifact: str
@@ -51,6 +52,7 @@ class JudgeOptions:
     axes: Mapping[str, int]
     preprocess: Preprocess
     machine: Machine
+    place: str
 
 
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
@@ -93,11 +95,13 @@ class TimeOptions:
         candidates: Artifact name, main file and RunConfig of each; the original comes on top.
         bench: Rounds, bursts, warm-up, threads.
         machine: Where.
+        places: What that machine has for the device of each candidate.
     """
 
     candidates: tuple[tuple[str, str, RunConfig], ...]
     bench: BenchOptions
     machine: Machine
+    places: tuple[str, ...]
 
 
 def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:

@@ -32,6 +32,8 @@ class ExportOptions:
         out: The bundle's folder; None is `deploy/<model>`.
         batch: Rows of the input.
         dynamic: Axes of the input that stay open, such as "batch"; each is verified at three sizes off the traced one.
+        profile: Least, usual and largest size of an open axis, as "batch=1,8,32", for targets that are tuned for a range.
+        sm: Compute capabilities of the GPUs to build for, as 86 for 8.6; empty for all that the precision runs on.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
         calib: Images that activations are measured on, for int8: a folder, a .npy or .npz; None takes the model's own set.
@@ -43,6 +45,7 @@ class ExportOptions:
         repair: Return layers to the higher precision where an int8 artifact would not pass; needs `verify`.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
+        defer: Write what another machine builds from, of targets that are built on their own device.
         replace: Write into a folder that holds another original's bundle or other files.
         cache: Reuse and keep the results of stages.
         bench_options: How latency is measured.
@@ -53,6 +56,8 @@ class ExportOptions:
     out: str | None = None
     batch: int = 1
     dynamic: tuple[str, ...] = ()
+    profile: tuple[str, ...] = ()
+    sm: tuple[int, ...] = ()
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
     calib: str | None = None
@@ -64,6 +69,7 @@ class ExportOptions:
     repair: bool = True
     verify: bool = True
     bench: bool = True
+    defer: bool = False
     replace: bool = False
     cache: bool = True
     bench_options: BenchOptions = field(default_factory=BenchOptions)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deploykit import serde
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import Preprocess
 from deploykit.data import images as decoding
 from deploykit.data.preprocess import prepare
 from deploykit.errors import BadInputError, UsageError
@@ -50,7 +50,7 @@ def predict(artifact: Path, images: Sequence[Path], top: int = 5) -> tuple[Predi
     if not artifact.is_file():
         raise UsageError(f"{artifact} does not exist")
     backend = backend_for(artifact.name)
-    with backend.open(str(artifact), RunConfig(backend.name)) as session:
+    with backend.open(str(artifact), backend.default_run()) as session:
         labels, recipe = embedded(artifact, session.metadata)
         rows = prepare((decoding.decode(path) for path in images), recipe)
         logits = run_rows(session, {session.inputs[0].name: rows})[session.outputs[0].name]

@@ -131,5 +131,5 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     images = options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
-    runs = [RunConfig(backend.name, precision=precision) for precision in backend.judged]
+    runs = [backend.default_run(precision) for precision in backend.judged]
     return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))

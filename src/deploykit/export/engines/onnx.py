@@ -21,7 +21,8 @@ SUFFIX = ".onnx"
 MOST_INSIDE = 3 << 29
 
 
-def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts:
+def write_onnx(inputs: Inputs, options: PackageOptions, workspace: Workspace, suffix: str = SUFFIX) -> Facts:
+    """Write a graph as an application opens it; its file ends in `suffix`."""
     source = inputs["graph"].path(onnx_files.MODEL)
     model = onnx_files.load(source)
     weights = onnx_files.weight_bytes(model)
@@ -33,7 +34,7 @@ def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts
     else:
         model = onnx_files.load_whole(source)
     onnx_files.embed(model, texts(options))
-    onnx_files.save(model, workspace.folder / f"{options.stem}{SUFFIX}")
+    onnx_files.save(model, workspace.folder / f"{options.stem}{suffix}")
     return {"nodes": len(model.graph.node), "weight_bytes": weights}
 
 
@@ -48,7 +49,7 @@ TARGET = Target(
         takes={"graph": "graph"},
         makes="artifact",
         libraries=("onnx",),
-        run=_run,
+        run=write_onnx,
     ),
     # On a processor ONNX Runtime computes half in float32, between casts: what half does, the emulator tells.
     runs={

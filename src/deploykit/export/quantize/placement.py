@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 from deploykit.export.quantize.grid import Kind
-from deploykit.export.rewrites.editing import integer
+from deploykit.export.rewrites.editing import integer, only_user
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
 
@@ -29,11 +29,15 @@ class Placement:
         activations: Grid of activations.
         outputs: Operators whose outputs are rounded as well; only then this runtime has an integer kernel for them.
         integer_bias: Biases are int32 on the grid of the products.
+        residuals: Operators that an Add fuses into where what is added to them is rounded too.
+        rest: Half precision that whatever stays float is cast to; None leaves it float32.
     """
 
     activations: Kind
     outputs: tuple[str, ...] = ()
     integer_bias: bool = False
+    residuals: tuple[str, ...] = ()
+    rest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,23 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
         layers.append(linear)
         if node.op_type in question.placement.outputs and not node.outputs[0].is_graph_output():
             outputs.append(str(node.outputs[0].name))
+    for name, use in _residuals(layers, question.placement):
+        edges.setdefault(name, []).append(use)
     return Chosen(tuple(layers), {name: tuple(uses) for name, uses in edges.items()}, tuple(outputs), tuple(left))
+
+
+def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple[str, tuple[ir.Node, int]]]:
+    """Yield, by tensor name, what is added to a rounded layer and to nothing else: the Add and which of its inputs."""
+    fused = set()
+    for linear in layers:
+        add = only_user(linear.output)
+        if linear.node.op_type not in placement.residuals or add is None or add.op_type != "Add" or add in fused:
+            continue
+        index = 1 - tuple(add.inputs).index(linear.output)
+        other = add.inputs[index]
+        if other is not None and other.producer() is not None:
+            fused.add(add)
+            yield name_of(other), (add, index)
 
 
 def name_of(value: ir.Value | None) -> str:

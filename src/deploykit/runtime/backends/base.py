@@ -107,6 +107,8 @@ class Backend(ABC):
         suffixes: Of the main files that it opens.
         judged: Precisions that a file is judged in: full precision, and the runtime's own choice where that may differ.
         stands_in: It computes as another machine would: good to judge by, not to run an application on or to time.
+        device: That it runs on where none is named.
+        threaded: A RunConfig may say how many threads compute.
     """
 
     name: ClassVar[str]
@@ -114,15 +116,27 @@ class Backend(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     judged: ClassVar[tuple[str, ...]] = ("f32",)
     stands_in: ClassVar[bool] = False
+    device: ClassVar[str] = "cpu"
+    threaded: ClassVar[bool] = True
 
     @property
     def component(self) -> Component:
         """The library behind it."""
         return COMPONENTS[self.module]
 
-    def lacks(self, config: RunConfig) -> str:
-        """Return what this machine lacks to run anything as `config` says; "" for nothing."""
-        return "" if self.component.version() is not None else f"what runs {config.backend} is not installed"
+    def default_run(self, precision: str = "auto") -> RunConfig:
+        """Return how it runs where only a precision is asked for."""
+        return RunConfig(self.name, device=self.device, precision=precision)
+
+    def unavailable(self, config: RunConfig) -> str:  # noqa: ARG002 - where there are devices, it names one
+        """Return why nothing can run as `config` says on this machine, or "" where something can."""
+        if self.component.version() is None:
+            return f"{self.component.title} is not installed here"
+        return ""
+
+    def place(self, config: RunConfig) -> str:
+        """Return what this machine has for the device of `config`: no verdict is carried over from other things."""
+        return config.device
 
     def open(self, model: str, config: RunConfig) -> Session:
         """Open `model` so that it runs as `config` says.
@@ -141,6 +155,8 @@ class Backend(ABC):
             raise UsageError(f"backend {self.name!r} can't run a RunConfig of backend {config.backend!r}")
         if config.threads is not None and config.threads < 1:
             raise UsageError(f"threads must be at least 1, not {config.threads}")
+        if config.threads is not None and not self.threaded:
+            raise UsageError(f"{self.name} has no threads to choose, found threads={config.threads}")
         if self.suffixes and not model.endswith(self.suffixes):
             raise UsageError(f"{self.name} opens {' and '.join(self.suffixes)} files, not {model!r}")
         self.component.require()

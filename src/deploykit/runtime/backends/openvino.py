@@ -87,9 +87,9 @@ class OpenVinoBackend(Backend):
     suffixes = (".xml", ".onnx")
     judged = ("f32", "auto")
 
-    def lacks(self, config: RunConfig) -> str:
+    def unavailable(self, config: RunConfig) -> str:
         """Return what this machine lacks: OpenVINO, the device, or the precision on it."""
-        missing = super().lacks(config)
+        missing = super().unavailable(config)
         if missing:
             return missing
         telemetry.switch_off()

@@ -20,7 +20,7 @@ MARKS = {
     Verdict.NOT_RUN: ("– not run", "dim"),
 }
 #: Short names of backends, for narrow terminals.
-SHORT = {"onnxruntime": "ort", "openvino": "ov"}
+SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 #: Columns that names of artifacts leave to the rest of a table of 80.
 NAME_WIDTH = 16
 #: How many modules a line names.
@@ -179,6 +179,8 @@ def complaints(report: Report) -> Iterator[str]:
                 yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
         for reason in judgement.not_run:
             yield f"– {where}: not run: {reason}"
+    for reason in report.untimed:
+        yield f"– {reason}"
     for gate in report.latency:
         if gate.verdict is not Verdict.PASS:
             yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"

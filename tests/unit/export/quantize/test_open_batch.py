@@ -56,7 +56,7 @@ def test_an_open_batch_computes_what_a_fixed_one_does(name: str, tmp_path: Path)
     path, rows = made.path(onnx_files.MODEL), feeds["input"]
     for precision in PRECISIONS:
         config = RunConfig("openvino", precision=precision)
-        if get_backend("openvino").lacks(config):
+        if get_backend("openvino").unavailable(config):
             continue
         for batch in (1, 5):
             expected = answers(fixed(path, batch, tmp_path / f"fixed-{precision}-{batch}"), rows[:batch], precision)

@@ -126,7 +126,7 @@ def test_what_stays_is_told_with_module_and_reason(tmp_path: Path) -> None:
 def test_layers_that_stay_run_in_the_precision_of_the_run(precision: str, tmp_path: Path) -> None:
     """Either is judged as int8."""
     runtime, config = get_backend("openvino"), RunConfig("openvino", precision=precision, threads=1)
-    if reason := runtime.lacks(config):
+    if reason := runtime.unavailable(config):
         pytest.skip(reason)
     made = quantized(
         network(tmp_path / "graph"), options("openvino", Int8Recipe(method="minmax", floats=("head.*",))), tmp_path

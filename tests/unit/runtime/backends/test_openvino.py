@@ -27,7 +27,8 @@ SHAPE = (1, 8, 8, 8)
 FEED = {"x": random(3, *SHAPE)}
 
 needs_bf16 = pytest.mark.skipif(
-    bool(BACKEND.lacks(RunConfig("openvino", precision="bf16"))), reason="OpenVINO offers no bfloat16 on this processor"
+    bool(BACKEND.unavailable(RunConfig("openvino", precision="bf16"))),
+    reason="OpenVINO offers no bfloat16 on this processor",
 )
 
 
@@ -87,4 +88,6 @@ def test_what_a_processor_lacks(precision: str, capabilities: tuple[str, ...], w
 
 
 def test_a_device_that_is_not_here_is_lacking() -> None:
-    assert "OpenVINO has no device 'npu:7' here; it has: cpu" in BACKEND.lacks(RunConfig("openvino", device="npu:7"))
+    assert "OpenVINO has no device 'npu:7' here; it has: cpu" in BACKEND.unavailable(
+        RunConfig("openvino", device="npu:7")
+    )

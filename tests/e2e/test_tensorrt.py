@@ -1,0 +1,105 @@
+"""`--trt-rtx` without a GPU: engines are built, all that can be checked is checked, the rest is said to be not run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploykit.bundle import Bundle
+from deploykit.errors import MissingComponentError
+from deploykit.optional import COMPONENTS
+from deploykit.runtime.backends import cuda
+from deploykit.runtime.backends.tensorrt_library import RTX
+from deploykit.runtime.backends.tensorrt_record import read_engine
+from tests.e2e.support import run
+
+
+def _has_gpu() -> bool:
+    try:
+        return bool(cuda.driver().gpus)
+    except MissingComponentError:
+        return False
+
+
+pytestmark = [
+    pytest.mark.skipif(COMPONENTS[RTX.module].version() is None, reason="TensorRT for RTX is not installed here"),
+    pytest.mark.skipif(_has_gpu(), reason="there is a GPU here"),
+]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of fp16 and int8 engines with an open batch."""
+    out = tmp_path_factory.mktemp("rtx") / "bundle"
+    words = ("--fp16", "--int8", "--trt-rtx", "--dynamic", "batch", "--profile", "batch=1,4,8", "--sm", "86,89")
+    made = run("export", "tiny-dinov2", *words, "--eval-size", "50", "--json", "--out", str(out))
+    assert made.code == 0, made.err
+    told = json.loads(made.out)
+    assert {entry["verdict"] for entry in told["artifacts"]} == {"not_run"}
+    assert len(told["not_run"]) == 2, "each is told once"
+    assert all("no NVIDIA driver here" in reason for reason in told["not_run"])
+    return out
+
+
+def test_a_bundle_holds_engines_with_their_records(engines: Path) -> None:
+    bundle = Bundle.open(engines)
+    bundle.check()
+    for artifact in bundle.manifest.artifacts:
+        assert [Path(record.path).suffix for record in artifact.files] == [".engine", ".json"]
+        record, _ = read_engine(engines / artifact.main.path, RTX)
+        assert (record.inputs, record.outputs) == (artifact.inputs, artifact.outputs)
+        assert record.source == artifact.parent
+        assert record.capabilities == (86, 89)
+        assert record.inputs[0].text == "[batch 1..8, 3, 70, 70]"
+        stage = next(stage for stage in bundle.manifest.stages if stage.node == artifact.name)
+        assert stage.facts["built_by"] == record.built_by
+    int8 = next(artifact for artifact in bundle.manifest.artifacts if artifact.precision == "int8")
+    facts = next(stage.facts for stage in bundle.manifest.stages if stage.node == int8.name)
+    assert facts["layers"]["int8"] >= 20
+
+
+def test_verify_says_what_was_not_run_and_finds_one_wrong_byte(engines: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(engines, tmp_path / "copy")
+    verified = run("verify", str(copy))
+    assert verified.code == 6
+    assert "not run: no NVIDIA driver here" in verified.out
+    assert verified.out.strip().endswith("0 passed, 2 not run")
+    assert run("verify", str(copy), "--allow-not-run").code == 0
+    engine = copy / Bundle.open(copy).manifest.artifacts[0].main.path
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    engine.write_bytes(bytes(data))
+    assert run("verify", str(copy), "--allow-not-run").code == 7
+    opened = run("inspect", str(engine))
+    assert opened.code == 7
+    assert "its record says" in opened.err
+
+
+def test_bench_has_nothing_to_time(engines: Path) -> None:
+    timed = run("bench", str(engines))
+    assert timed.code == 5
+    assert "nothing of this bundle can be timed here" in timed.err
+    assert "no NVIDIA driver here" in timed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--fp32", "--trt-rtx", "--sm", "75"), 8, "builds no fp32 for SM 75"),
+        (("--fp16", "--trt-rtx", "--sm", "90"), 8, "builds no fp16 for SM 90"),
+        (("--fp16", "--trt-rtx", "--sm", "8.6"), 2, "without their dots"),
+        (("--fp16", "--ort", "--sm", "86"), 2, "no target of this export is built for chosen GPUs"),
+        (("--fp16", "--trt-rtx", "--profile", "batch=1,8,32"), 2, "the axis is not open"),
+        (("--fp16", "--trt-rtx", "--dynamic", "batch", "--profile", "batch=1,8"), 2, "write AXIS=MIN,OPT,MAX"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_up_front(
+    tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    outcome = run("export", "tiny-dinov2", *words, "--out", str(tmp_path / "b"))
+    assert outcome.code == code
+    assert message in outcome.err
+    assert not (tmp_path / "b").exists()

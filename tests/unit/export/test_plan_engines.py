@@ -1,0 +1,79 @@
+"""What a request says of GPUs and of ranges of axes, and what is refused of it before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deploykit.artifact import Axis
+from deploykit.errors import UnsupportedError, UsageError
+from deploykit.export import plan
+from deploykit.export.plan import Cell, ImagesRequest, Request, axes_of, capabilities_of, check_request
+from deploykit.export.target import get_target
+from deploykit.models.family import get_family
+from deploykit.models.original import Original
+from deploykit.models.sources import resolve
+
+FP16, FP32 = Cell("fp16", "trt-rtx"), Cell("fp32", "trt-rtx")
+REQUEST = Request((FP16,), 1, ("batch",), ImagesRequest("rendered:calib", "0" * 64, 4), None)
+
+
+@pytest.fixture(scope="module")
+def original() -> Original:
+    return resolve("tiny-convnext")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"profiles": {"batch": (1, 8, 32)}, "dynamic": ()}, "--profile batch=1,8,32: the axis is not open"),
+        ({"profiles": {"width": (1, 8, 32)}}, "--profile width=1,8,32: the axis is not open"),
+        ({"profiles": {"batch": (1, 8, 300)}}, "takes batch 1 to 256 in steps of 1"),
+        ({"profiles": {"batch": (8, 4, 16)}}, "takes batch 1 to 256"),
+        ({"profiles": {"batch": (0, 4, 16)}}, "takes batch 1 to 256"),
+        ({"profiles": {"batch": (4, 8, 16)}}, "judged at 1 and 2 too"),
+        ({"profiles": {"batch": (1, 1, 1)}}, "judged at 1 and 2 too"),
+        ({"profiles": {"batch": (1, 8, 32)}, "cells": (Cell("fp32", "ort"),)}, "no target of this export is tuned"),
+        ({"capabilities": (86,), "cells": (Cell("fp32", "ort"),)}, "--sm 86: no target of this export"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(original: Original, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_request(original, replace(REQUEST, **change))
+
+
+def test_gpus_that_do_not_run_a_precision_are_refused() -> None:
+    target = get_target("trt-rtx")
+    wanted = replace(REQUEST, capabilities=(75, 86))
+    assert capabilities_of(FP16, wanted, target) == (75, 86)
+    with pytest.raises(UnsupportedError, match=r"builds no fp32 for SM 75; it does for SM 80,86,89,120,121"):
+        capabilities_of(FP32, wanted, target)
+    with pytest.raises(UnsupportedError, match="builds no fp16 for SM 90"):
+        capabilities_of(FP16, replace(REQUEST, capabilities=(90,)), target)
+
+
+def test_all_that_can_run_it_is_built_for_where_nothing_is_named() -> None:
+    target = get_target("trt-rtx")
+    assert capabilities_of(FP16, REQUEST, target) == (75, 80, 86, 89, 120, 121)
+    assert capabilities_of(FP32, REQUEST, target) == (80, 86, 89, 120, 121)
+    assert capabilities_of(Cell("fp32", "ort"), replace(REQUEST, capabilities=(86,)), get_target("ort")) == ()
+
+
+def test_a_profile_bounds_what_is_built_for_it_alone() -> None:
+    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": (1, 8, 32)})
+    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
+    assert axes_of(family, request, get_target("ort")) == {"batch": Axis("batch", 1, 1, 256)}
+    assert axes_of(family, replace(REQUEST, dynamic=()), get_target("trt-rtx")) == {}
+
+
+def test_what_stays_float_of_int8_is_cast_where_the_target_says_so(original: Original) -> None:
+    setting = plan.Setting(original, get_family("convnext"), REQUEST, "rewrite")
+    nodes = {
+        name: plan.PRECISIONS["int8"](setting, Cell("int8", name), get_target(name)) for name in ("ort", "trt-rtx")
+    }
+    quantized = plan.quantize_id(Cell("int8", "trt-rtx"))
+    assert nodes["ort"].graph == plan.quantize_id(Cell("int8", "ort"))
+    assert nodes["trt-rtx"].graph == f"cast-{quantized}"
+    assert nodes["trt-rtx"].nodes[-1].inputs == {"graph": quantized, "ranges": "ranges"}

@@ -1,0 +1,45 @@
+"""Ranges measured inside a graph: an open batch changes nothing of what is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tests.unit.export.cast_support import Array, hub, model, node, random
+
+from deploykit.export import onnx_files
+from deploykit.export.ranges import measure, watch
+
+WEIGHTS: dict[str, Array] = {
+    "kernel": random(1, 256, 4, 3, 3, scale=0.3),
+    "rows": np.array([0, -1], np.int64),
+    "matrix": random(2, 256, 5),
+}
+NODES = [
+    node("Conv", "x,kernel", "a", pads=[1, 1, 1, 1]),
+    node("GlobalAveragePool", "a", "b"),
+    node("Reshape", "b,rows", "c"),
+    node("Gemm", "c,matrix", "y"),
+]
+
+
+def test_an_open_batch_is_sampled_as_a_batch_of_one_is(tmp_path: Path) -> None:
+    feeds = [{"x": random(seed, 1, 4, 8, 8)} for seed in range(3)]
+    found = {}
+    for batch in (1, "batch"):
+        graph = hub(model(NODES, WEIGHTS, (batch, 4, 8, 8)), tmp_path / f"graph{batch}")
+        (tmp_path / f"run{batch}").mkdir()
+        collectors = measure(graph.path(onnx_files.MODEL), feeds, tmp_path / f"run{batch}")
+        found[batch] = {name: collector.range() for name, collector in collectors.items()}
+    assert list(found[1]) == list(found["batch"]) == ["x", "a", "b", "c", "y"]
+    for name, fixed in found[1].items():
+        opened = found["batch"][name]
+        assert (fixed.min, fixed.max) == (opened.min, opened.max)
+        np.testing.assert_array_equal(fixed.histogram, opened.histogram)
+    assert np.count_nonzero(found["batch"]["c"].histogram) > 100, "of 256 values three times over, not of a few"
+
+
+def test_small_tensors_are_taken_whole_and_large_ones_in_part() -> None:
+    steps = {entry.name: entry.step for entry in watch(model(NODES, WEIGHTS, ("batch", 4, 8, 8)))}
+    assert steps["c"] == steps["b"] == steps["y"] == 1
+    assert steps["a"] > 8
