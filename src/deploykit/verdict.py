@@ -262,6 +262,7 @@ class Repair:
         rounds: How often it was built anew.
         returned: Layers that went back, in that order.
         before: Every number measured before, by RunConfig label; those after are in the judgements.
+        elsewhere: What another runtime makes of the same graph; "" where none was asked.
         given_up: Why no more was returned though it does not pass; "" where it does.
     """
 
@@ -269,6 +270,7 @@ class Repair:
     rounds: int
     returned: tuple[Returned, ...]
     before: Mapping[str, Mapping[str, float]]
+    elsewhere: str
     given_up: str
 
 

@@ -111,6 +111,21 @@ def _hub_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> F
 
 
 @dataclass(frozen=True)
+class TwinOptions:
+    """How another runtime runs a graph."""
+
+    run: RunConfig
+
+
+def _twin_outputs(inputs: Inputs, options: TwinOptions, workspace: Workspace) -> Facts:
+    graph = str(inputs["graph"].path(onnx_files.MODEL))
+    with get_backend(options.run.backend).open(graph, options.run) as session:
+        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
+    save_tensors(workspace.folder / TENSORS, outputs)
+    return {}
+
+
+@dataclass(frozen=True)
 class AnswersOptions:
     """How crops become inputs of the original."""
 
@@ -132,6 +147,12 @@ GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
 HUB_OUTPUTS = Stage(
     "hub-outputs", 1, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
 )
+
+
+def twin_stage(run: RunConfig) -> Stage[TwinOptions]:
+    """Return the stage that asks a runtime what a graph makes of the golden inputs."""
+    takes = {"graph": "graph", "golden": "tensors"}
+    return Stage("twin-outputs", 1, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
 
 
 def outputs_stage(original: Original) -> Stage[NoOptions]:

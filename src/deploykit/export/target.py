@@ -49,6 +49,8 @@ class Target:
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
         placement: How it wants Q/DQ; None where it takes no int8.
         static: Precisions that it computes rightly only where every axis is fixed.
+        twin: Another runtime that opens the graph that the files are made of, to tell a wrong runtime from a bad graph; None
+            where there is none.
         refuses: Precisions that others take, to the reason why it doesn't.
         capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
         bounded: It is built for a range of each open axis, and tuned for one size in it.
@@ -64,6 +66,7 @@ class Target:
     runs: Mapping[str, tuple[RunConfig, ...]]
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
+    twin: RunConfig | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bounded: bool = False

@@ -24,6 +24,7 @@ from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Returned,
 from deploykit.workflow import measure
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.options import GOLDEN_COUNT
+from deploykit.workflow.twin import Twin, asked_elsewhere
 
 #: Times that an artifact is built anew: each is another try at the same evaluation images.
 MOST_ROUNDS: Final = 6
@@ -51,6 +52,7 @@ class Patient:
 
     Attributes:
         before: Its judgements as it was first built.
+        twin: What another runtime made of the same graph.
         floor: Least share of the multiply-adds in 8 bits.
         costs: Of every layer that may be int8; none until they are measured.
         returned: First outputs of the layers that were returned.
@@ -59,6 +61,7 @@ class Patient:
     """
 
     before: tuple[Judgement, ...]
+    twin: Twin
     floor: float
     costs: tuple[Costed, ...] = ()
     returned: tuple[str, ...] = ()
@@ -78,20 +81,23 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
         results = pipeline.run(draft.judged())
         for cell in draft.request.cells:
             judgements = tuple(measure.read_judgement(results[name].item) for name in draft.judge_ids(cell))
-            patient = patients.get(cell) or _admitted(draft, cell, judgements)
-            if patient is not None and not patient.given_up and not _is_well(judgements):
-                patients[cell] = _treated(pipeline, draft, cell, patient, judgements)
+            patient = patients.get(cell) or _admitted(pipeline, draft, cell, judgements)
+            if patient is not None:
+                healing = not (patient.given_up or _is_well(judgements))
+                patients[cell] = _treated(pipeline, draft, cell, patient, judgements) if healing else patient
         kept = {cell: patient.returned for cell, patient in patients.items() if patient.returned}
         if kept == dict(draft.request.kept):
             return draft, tuple(_record(draft, cell, patient) for cell, patient in patients.items())
         draft = draft.keeping(kept)
 
 
-def _admitted(draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Patient | None:
+def _admitted(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Patient | None:
     """Return the patient that an artifact becomes; None where returning layers is no way for it."""
     if cell.precision not in plan.REPAIRABLE or _is_well(judgements) or _shortfall(judgements) > 0.0:
         return None
-    return Patient(judgements, draft.family.budgets[grade_of(cell.precision, "f32")].int8_share or 0.0)
+    twin = asked_elsewhere(pipeline, draft, cell, judgements)
+    floor = draft.family.budgets[grade_of(cell.precision, "f32")].int8_share or 0.0
+    return Patient(judgements, twin, floor, given_up=twin.text if twin.is_better else "")
 
 
 def _is_well(judgements: tuple[Judgement, ...]) -> bool:
@@ -273,5 +279,6 @@ def _record(draft: Draft, cell: plan.Cell, patient: Patient) -> Repair:
             for entry in returned
         ),
         before={judgement.run.label: dict(judgement.metrics) for judgement in patient.before},
+        elsewhere=patient.twin.text,
         given_up=patient.given_up,
     )

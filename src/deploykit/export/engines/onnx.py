@@ -51,6 +51,7 @@ TARGET = Target(
         libraries=("onnx",),
         run=write_onnx,
     ),
+    twin=RunConfig("openvino", precision="f32"),
     # On a processor ONNX Runtime computes half in float32, between casts: what half does, the emulator tells.
     runs={
         "fp32": (RunConfig("onnxruntime", precision="f32"),),

@@ -108,6 +108,7 @@ TARGET = Target(
         run=_run,
         ensure=_ensure,
     ),
+    twin=RunConfig("onnxruntime", precision="f32"),
     runs={
         # The runtime's own choice is bfloat16 on some processors, for what int8 leaves too: parity is judged at f32, and the
         # stock default beside it.

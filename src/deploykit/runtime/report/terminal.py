@@ -193,6 +193,8 @@ def repairs(report: Report) -> Iterator[str]:
         name = names.get(repair.artifact, repair.artifact)
         if repair.given_up:
             yield f"repair  {name}: no layer was returned to float: {repair.given_up}"
+            if repair.elsewhere and repair.elsewhere != repair.given_up:
+                yield f"        {repair.elsewhere}"
             continue
         macs = sum(entry.macs_share for entry in repair.returned)
         changes = "; ".join(_changes(repair, j) for j in report.judgements if j.artifact == repair.artifact)

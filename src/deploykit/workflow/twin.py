@@ -1,0 +1,63 @@
+"""Twin: what another runtime makes of the graph of an artifact that drifts. Is the runtime wrong, or the quantization?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from deploykit.bundle import load_tensors
+from deploykit.export import plan, reference
+from deploykit.export.pipeline import Pipeline
+from deploykit.export.stage import TENSORS, Node, Plan
+from deploykit.runtime import drift
+from deploykit.runtime.backends.base import get_backend
+from deploykit.verdict import Judgement
+from deploykit.workflow.draft import Draft
+
+#: By how many decibels another runtime must lie nearer to the original for this one to be called wrong: four times less error.
+BLAME: Final = 6.0
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What another runtime made of the same graph.
+
+    Attributes:
+        text: In a sentence; "" where none was asked.
+        is_better: It lies so much nearer to the original that the artifact's own runtime must be wrong.
+    """
+
+    text: str = ""
+    is_better: bool = False
+
+
+def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Twin:
+    """Run the graph of a cell's artifact in another runtime, on the golden inputs, where there is one.
+
+    Args:
+        pipeline: Runs plans.
+        draft: That made the artifact.
+        cell: The artifact's.
+        judgements: Of the artifact in its own runtime.
+    """
+    target = draft.targets[cell]
+    run = target.twin
+    if run is None or get_backend(run.backend).unavailable(run):
+        return Twin()
+    made, name = draft.judged(), plan.artifact_name(draft.original, cell)
+    graph = next(node for node in made.nodes if node.id == name).inputs["graph"]
+    node = Node(f"twin of {name}", reference.twin_stage(run), reference.TwinOptions(run), _inputs(graph))
+    needed = made.reaching([graph, plan.GOLDEN, plan.GOLDEN_OUTPUTS])
+    results = pipeline.run(Plan(needed.given, (*needed.nodes, node)))
+    expected, found = (load_tensors(results[key].item.path(TENSORS)) for key in (plan.GOLDEN_OUTPUTS, node.id))
+    elsewhere = min(drift.sqnr_db(expected[key], found[key]) for key in expected)
+    here = min((judgement.metrics.get("sqnr_db", math.inf) for judgement in judgements), default=math.inf)
+    is_better = elsewhere - here >= BLAME
+    blamed = f": {target.title} computes it wrongly" if is_better else ""
+    other = get_backend(run.backend).component.title
+    return Twin(f"{other} makes {elsewhere:.1f} dB of the same graph, {target.title} {here:.1f} dB{blamed}", is_better)
+
+
+def _inputs(graph: str) -> dict[str, str]:
+    return {"graph": graph, "golden": plan.GOLDEN}
