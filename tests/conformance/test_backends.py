@@ -75,7 +75,7 @@ def test_infer_equals_the_reference_at_every_batch(case: Case, session: Session,
 def test_computes_in_the_precision_that_it_says(case: Case, model: str, precision: str) -> None:
     try:
         opened = case.open(model, precision=precision)
-    except UnsupportedError as error:
+    except (UnsupportedError, MissingComponentError) as error:
         assert precision in {"bf16", "f16"}
         assert precision in error.message  # noqa: PT017 - either outcome is right, depending on the CPU
         return
@@ -85,6 +85,18 @@ def test_computes_in_the_precision_that_it_says(case: Case, model: str, precisio
         error_found = relative_max(reference_for(case, feeds["input"]), opened.infer(feeds)["logits"])
         assert error_found <= TOLERANCE[opened.ran.precision]
         assert opened.ran.precision == "f32" or error_found > TOLERANCE["f32"], "suspiciously exact"
+
+
+def test_what_the_machine_lacks_is_told_without_a_model(case: Case, model: str) -> None:
+    """What lacks nothing opens, as far as the runtime takes the precision at all."""
+    backend = get_backend(case.backend)
+    assert backend.unavailable(RunConfig(case.backend)) == ""
+    for precision in ("f32", "bf16", "f16"):
+        config = RunConfig(case.backend, precision=precision)
+        if missing := backend.unavailable(config):
+            with pytest.raises(MissingComponentError) as caught:
+                case.open(model, precision=precision)
+            assert caught.value.message == missing
 
 
 def test_unknown_precision_is_refused(case: Case, model: str) -> None:

@@ -23,6 +23,7 @@ EXAMPLES = (
     "deploykit export model.onnx --openvino",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
+    "deploykit export tiny-dinov2 --int8-weights --ort --openvino",
     "deploykit export tiny-convnext --fp16 --trt-rtx",
     "deploykit export tiny-convnext --int8 --trt-rtx --dynamic batch --profile batch=1,8,32 --sm 86,89,120",
     "deploykit export tiny-convnext --fp16 --trt --defer",
@@ -40,7 +41,14 @@ def export(
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Precision float16, with float32 where half overflows.")] = False,
+    bf16: Annotated[
+        bool,
+        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the processor can: OpenVINO only."),
+    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Precision int8, calibrated on --calib.")] = False,
+    int8_weights: Annotated[
+        bool, typer.Option("--int8-weights", help="Weights alone in int8: a quarter of the file, no calibration.")
+    ] = False,
     ort: Annotated[bool, typer.Option("--ort", help="Target ONNX Runtime: an .onnx file (the default).")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Target OpenVINO: an IR, .xml and .bin.")] = False,
     trt_rtx: Annotated[
@@ -83,6 +91,15 @@ def export(
     calib_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take.")] = 300,
     calib_seed: Annotated[int, typer.Option(metavar="N", help="What the choice is drawn from.")] = 0,
     calib_few: Annotated[bool, typer.Option("--calib-few", help="Take fewer than 32 images.")] = False,
+    calib_table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What activations were measured to be, from --save-calib-table: no images needed."
+        ),
+    ] = None,
+    save_calib_table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write there what activations were measured to be.")
+    ] = None,
     defer: Annotated[
         bool,
         typer.Option("--defer", help="Of --trt, write the typed graph that `deploykit build` makes the engine of."),
@@ -121,7 +138,7 @@ def export(
 
     options = ExportOptions(
         cells=_cells(
-            {"fp32": fp32, "fp16": fp16, "int8": int8},
+            {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "int8-weights": int8_weights},
             {"ort": ort, "openvino": openvino, "trt-rtx": trt_rtx, "trt": trt},
             cell or [],
         ),
@@ -136,6 +153,8 @@ def export(
         calib_size=calib_size,
         calib_seed=calib_seed,
         calib_few=calib_few,
+        calib_table=str(calib_table) if calib_table else None,
+        save_calib_table=str(save_calib_table) if save_calib_table else None,
         repair=not no_repair,
         verify=not no_verify,
         bench=not no_bench,
@@ -228,12 +247,17 @@ def _print_plan(preview: Preview) -> None:
 
 def _print_result(exported: Exported, *, verified: bool) -> None:
     from deploykit.cli import render
-    from deploykit.runtime.report import terminal
+    from deploykit.runtime.report import gains, terminal
 
     bundle, report = exported.bundle, exported.report
     if verified:
         render.print_report(report, {artifact.name: artifact.bytes for artifact in bundle.manifest.artifacts})
     console = render.out()
+    fewer = gains.table(bundle.manifest)
+    if fewer is not None:
+        console.print(fewer)
+        for line in gains.notes(bundle.manifest):
+            console.print(line, markup=False)
     console.print(f"bundle  {bundle.root}", markup=False)
     console.print(f"next    deploykit verify {bundle.root}", markup=False)
     if verified:

@@ -97,7 +97,10 @@ def _facts(made: Made) -> str:
     facts = made.item.facts
     if "nodes_before" in facts:
         return f"{facts['nodes_before']} → {facts['nodes']} nodes, outputs equal to {facts['relative_max']:.0e}"
-    words = [f"{facts[key]:,} {key}" for key in ("nodes", "operations", "images", "inputs") if key in facts]
+    counted = ("nodes", "operations", "images", "inputs")
+    words = [f"{facts[key]:,} {key}" for key in counted if isinstance(facts.get(key), int)]
+    if "weight_bytes_before" in facts:
+        words.append(f"weights {facts['weight_bytes_before'] / 1e6:.1f} → {facts['weight_bytes'] / 1e6:.1f} MB")
     return ", ".join([*words, *([facts["verdict"]] if "verdict" in facts else [])])
 
 

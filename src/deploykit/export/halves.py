@@ -97,11 +97,11 @@ class Caster:
             return
         self.weights.append(tensor)
         name = self._fresh(str(value.name)) if full or value.is_graph_output() else str(value.name)
-        converted = _converted(tensor, self.half, name)
+        half = converted(tensor, self.half, name)
         if name == value.name:
-            value.const_value, value.type = converted, ir.TensorType(self.half)
+            value.const_value, value.type = half, ir.TensorType(self.half)
             return
-        made = ir.Value(name=name, type=ir.TensorType(self.half), shape=value.shape, const_value=converted)
+        made = ir.Value(name=name, type=ir.TensorType(self.half), shape=value.shape, const_value=half)
         self.graph.register_initializer(made)
         for node, index in halves:
             node.replace_input_with(index, made)
@@ -175,8 +175,8 @@ class Caster:
         return fresh
 
 
-def _converted(tensor: ir.TensorProtocol, half: ir.DataType, name: str) -> ir.TensorProtocol:
-    """Return a tensor that becomes half when it is read."""
+def converted(tensor: ir.TensorProtocol, half: ir.DataType, name: str) -> ir.TensorProtocol:
+    """Return a float32 tensor as one that becomes half when it is read, under another name."""
     import onnx_ir as ir
 
     def read() -> ir.TensorProtocol:

@@ -9,8 +9,9 @@ from pathlib import Path
 from deploykit.artifact import Axis
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
-from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, trace
+from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, store, trace
 from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
+from deploykit.export.quantize import cost, smooth
 from deploykit.export.quantize import stage as quantize
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
@@ -70,6 +71,7 @@ class Request:
         golden: The images that golden inputs are taken from.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
+        table: Ranges that were measured before, instead of images; None measures them.
         profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
         capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
         kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
@@ -81,6 +83,7 @@ class Request:
     golden: ImagesRequest
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
+    table: ranges.TableOptions | None = None
     profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
     kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
@@ -97,7 +100,7 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     Raises:
         UsageError: An unknown precision, target or axis, a cell that a target can't take, no calibration images, or
             contradicting shapes.
-        UnsupportedError: A target runs a precision rightly with fixed axes only.
+        UnsupportedError: A target has no use for a precision, or runs it rightly with fixed axes only.
         BakedAxisError: An axis is to stay open that the original has fixed.
     """
     family = get_family(original.family)
@@ -176,6 +179,10 @@ def _target(cell: Cell, request: Request) -> Target:
     if cell.target not in target_names():
         raise UsageError(f"unknown target {cell.target!r}; there are: {', '.join(target_names())}")
     target = get_target(cell.target)
+    if cell.precision in target.refuses:
+        others = [name for name in target_names() if cell.precision in get_target(name).runs]
+        hints = (Hint(f"--cell {cell.precision}:{name}", get_target(name).title) for name in others)
+        raise UnsupportedError(f"no {cell.precision} for {target.title}: {target.refuses[cell.precision]}", *hints)
     if cell.precision not in target.runs:
         raise UsageError(f"target {cell.target!r} takes {', '.join(target.runs)}, not {cell.precision!r}")
     if request.dynamic and cell.precision in target.static:
@@ -183,7 +190,7 @@ def _target(cell: Cell, request: Request) -> Target:
             f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
             Hint("--batch N", "instead of --dynamic"),
         )
-    if cell.precision in CALIBRATED and request.calibration is None:
+    if cell.precision in CALIBRATED and request.calibration is None and request.table is None:
         raise UsageError(
             f"{cell.precision} needs images to measure activations on, such as the model will see",
             Hint("--calib DIR", "a folder of about 300; they need no labels"),
@@ -290,22 +297,45 @@ def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
 
 
 def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
-    measured = _ranges(setting)
+    """Smooth where the family has strengths to try and there are images to try them on, then quantize."""
     assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
-    options = quantize.QuantizeOptions(setting.family.int8, target.placement, setting.request.kept.get(cell, ()))
-    inputs = {"graph": setting.hub, "ranges": measured[-1].id}
-    node = Node(quantize_id(cell), quantize.STAGE, options, inputs)
+    measured, recipe = _ranges(setting), setting.family.int8
+    nodes, graph = list(measured), setting.hub
+    if recipe.strengths and setting.request.calibration is not None:
+        smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, target.placement))
+        nodes, graph = [*nodes, *smoothed], smoothed[0].id
+    options = quantize.QuantizeOptions(recipe, target.placement, setting.request.kept.get(cell, ()))
+    seen = nodes[-1].id
+    node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": seen})
     rest = target.placement.rest
     if rest is None:
-        return Chain(node.id, (*measured, node))
+        return Chain(node.id, (*nodes, node))
     casting = cast.CastOptions(rest, setting.family.islands)
-    half = Node(f"cast-{node.id}", cast.STAGE, casting, {"graph": node.id, "ranges": measured[-1].id})
-    return Chain(half.id, (*measured, node, half))
+    half = Node(f"cast-{node.id}", cast.STAGE, casting, {"graph": node.id, "ranges": seen})
+    return Chain(half.id, (*nodes, node, half))
+
+
+def _smoothed(setting: Setting, target: Target, options: quantize.QuantizeOptions) -> tuple[Node, Node]:
+    """Return the node that smooths the hub graph and the one that measures what came of it."""
+    original = setting.original
+    rows = cost.RowsOptions(original.input_name, original.preprocess, cost.IMAGES)
+    inputs = {"graph": setting.hub, "ranges": RANGES, "golden": GOLDEN, "images": CALIBRATION}
+    chosen = smooth.SmoothOptions(setting.family.int8.strengths, options, rows)
+    node = Node(f"smooth-{target.name}", smooth.STAGE, chosen, inputs)
+    measuring = ranges.RangesOptions(original.input_name, original.preprocess)
+    return node, Node(f"ranges-{target.name}", ranges.FROM_IMAGES, measuring, {"graph": node.id, "images": CALIBRATION})
+
+
+def _stored(setting: Setting, cell: Cell, _target: Target) -> Chain:
+    node = Node(f"store-{cell.precision}", store.STAGE, store.StoreOptions(cell.precision), {"graph": setting.hub})
+    return Chain(node.id, (node,))
 
 
 def _ranges(setting: Setting) -> tuple[Node, ...]:
     """Return the nodes that measure activations, the last of which makes the table."""
     original, request = setting.original, setting.request
+    if request.table is not None:
+        return (Node(RANGES, ranges.FROM_TABLE, request.table, {"graph": setting.hub}),)
     options = ranges.RangesOptions(original.input_name, original.preprocess)
     if request.calibration is None:
         return (Node(RANGES, ranges.FROM_GOLDEN, options, {"graph": setting.hub, "golden": GOLDEN}),)
@@ -316,7 +346,13 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
 
 
 #: Precisions that can be asked for, and the way from the hub graph to each.
-PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {"fp32": _as_it_is, "fp16": _half, "int8": _int8}
+PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {
+    "fp32": _as_it_is,
+    "fp16": _half,
+    "int8": _int8,
+    "int8-weights": _stored,
+    "bf16": _stored,
+}
 #: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})
 #: Those that a layer may be returned from where it costs too much accuracy.

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import Preprocess, RunConfig, sha256_of
 from deploykit.bundle import load_tensors
 from deploykit.calibration.ranges import RANGES, Collector, RangeTable, Seen
+from deploykit.errors import BadInputError
 from deploykit.export import calibrate, onnx_files
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.runtime.backends.base import Session, Tensor, get_backend
@@ -254,6 +255,29 @@ def _from_golden(inputs: Inputs, options: RangesOptions, workspace: Workspace) -
     return _gather(inputs["golden"], graph, feeds, total, workspace)
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """A table that was measured before.
+
+    Attributes:
+        path: Of its file.
+        sha256: Of its content, so that another file is another table.
+    """
+
+    path: str
+    sha256: str
+
+
+def _from_table(inputs: Inputs, options: TableOptions, workspace: Workspace) -> Facts:
+    path = Path(options.path)
+    if not path.is_file() or sha256_of(path) != options.sha256:
+        raise BadInputError(f"{path} has changed since this began: start again when it is complete")
+    table = RangeTable.load(path)
+    table.check(inputs["graph"].digest)
+    table.save(workspace.folder / RANGES)
+    return {"images": table.count, "tensors": len(table.tensors), "digest": table.images}
+
+
 def _gather(
     images: Item, graph: Item, feeds: Iterable[Mapping[str, Tensor]], count: int, workspace: Workspace
 ) -> Facts:
@@ -273,4 +297,5 @@ def _rows(graph: Item, input_name: str) -> int:
 
 LIBRARIES = ("onnx", "onnxruntime")
 FROM_IMAGES = Stage("ranges", 2, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_TABLE = Stage("ranges", 2, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
 FROM_GOLDEN = Stage("ranges", 2, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

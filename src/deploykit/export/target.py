@@ -49,6 +49,7 @@ class Target:
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
         placement: How it wants Q/DQ; None where it takes no int8.
         static: Precisions that it computes rightly only where every axis is fixed.
+        refuses: Precisions that others take, to the reason why it doesn't.
         capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
         bounded: It is built for a range of each open axis, and tuned for one size in it.
         builds_on: What must be here to build it; None where its libraries are enough.
@@ -63,6 +64,7 @@ class Target:
     runs: Mapping[str, tuple[RunConfig, ...]]
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
+    refuses: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bounded: bool = False
     builds_on: RunConfig | None = None

@@ -7,6 +7,7 @@ is built for an image size, so the graph holds them as constants: an antialiased
 from __future__ import annotations
 
 from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.models.precision import Int8Recipe
 from deploykit.verdict import Budget
 
 FAMILY = Family(
@@ -21,5 +22,6 @@ FAMILY = Family(
         "int8": Budget(sqnr_db=20.0, cosine=0.993, agreement=0.97, accuracy_drop=0.01, int8_share=0.8),
     },
     islands=("decomposed-norms",),
+    int8=Int8Recipe(strengths=(0.15, 0.5, 0.8)),
     rewrites=("fold-scales", "direct-transposes", "early-selections"),
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit import optional
+from deploykit.artifact import RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.errors import Hint, MissingComponentError
 from deploykit.models import sources
@@ -62,7 +63,7 @@ def bench(
         for run in artifact.runs
         if not get_backend(run.backend).stands_in
     ]
-    candidates = [candidate for candidate in asked if not get_backend(candidate.run.backend).unavailable(candidate.run)]
+    candidates = [candidate for candidate in asked if is_timed(candidate.run)]
     if not candidates:
         raise MissingComponentError(
             "nothing of this bundle can be timed here",
@@ -95,6 +96,12 @@ def untimed(candidates: Iterable[Candidate]) -> tuple[str, ...]:
     """Return those that can't be timed on this machine, each with its reason."""
     reasons = ((one, get_backend(one.run.backend).unavailable(one.run)) for one in candidates)
     return tuple(f"{one.name} ({one.run.label}): not timed: {reason}" for one, reason in reasons if reason)
+
+
+def is_timed(run: RunConfig) -> bool:
+    """Tell whether this machine can run something so, and as itself."""
+    backend = get_backend(run.backend)
+    return not backend.stands_in and not backend.unavailable(run)
 
 
 def time_beside_original(

@@ -16,6 +16,7 @@ from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.workflow import measure
+from deploykit.workflow.bench import is_timed
 from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
 
 BENCH = "bench"
@@ -113,12 +114,7 @@ class Draft:
 
     def _timed(self) -> tuple[tuple[str, str, RunConfig], ...]:
         """Return what can be timed on this machine: artifact, main file and RunConfig of each."""
-        runs = [(name, file, run, get_backend(run.backend)) for _, name, file, run in self._runs()]
-        return tuple(
-            (name, file, run)
-            for name, file, run, backend in runs
-            if not backend.stands_in and not backend.unavailable(run)
-        )
+        return tuple((name, file, run) for _, name, file, run in self._runs() if is_timed(run))
 
     def _bench_node(self, candidates: tuple[tuple[str, str, RunConfig], ...]) -> Node:
         """Return the node that times artifacts beside the original."""

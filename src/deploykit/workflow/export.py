@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit import optional, serde
+from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
+from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.data.imageset import open_imageset, rendered_images
 from deploykit.errors import Hint, MissingComponentError, ResourceError, UsageError
 from deploykit.export import plan
-from deploykit.export.cache import Cache
+from deploykit.export.cache import Cache, Made
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.plan import Cell
+from deploykit.export.ranges import TableOptions
 from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
 from deploykit.models import sources
@@ -90,6 +93,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         golden=_golden(original),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
+        table=_table(options),
         profiles=dict(map(_profile, options.profile)),
         capabilities=tuple(sorted(set(options.sm))),
     )
@@ -99,8 +103,16 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
     _check_disk(out, original, len(request.cells))
-    notes = (request.calibration.note,) if request.calibration and request.calibration.note else ()
-    return Preview(draft, out, whole, notes)
+    return Preview(draft, out, whole, tuple(_notes(draft)))
+
+
+def _notes(draft: Draft) -> Iterator[str]:
+    """Yield what is not quite as it was asked for, or may be expected."""
+    calibration, options = draft.request.calibration, draft.options
+    if calibration is not None and calibration.note:
+        yield calibration.note
+    if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.CALIBRATED:
+        yield "a table has no images to choose SmoothQuant's strength by: it is off"
 
 
 def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
@@ -169,6 +181,9 @@ def export_model(
         if options.verify and options.repair:
             draft, repairs = repaired(pipeline, draft)
         made = draft.whole()
+        results = pipeline.run(made)
+        if options.save_calib_table:
+            _save_table(results, Path(options.save_calib_table))
         story = Story(
             original=draft.original,
             plan=made,
@@ -178,7 +193,7 @@ def export_model(
             command=command or _command(model, options),
             repairs=repairs,
         )
-        bundle = assemble(story, pipeline.run(made), writer)
+        bundle = assemble(story, results, writer)
     return Exported(bundle, _report(bundle, options, repairs))
 
 
@@ -234,19 +249,61 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     Raises:
         UsageError: Images are given that no cell makes use of.
     """
-    precisions = {plan.Cell.parse(cell).precision for cell in options.cells}
+    precisions = _precisions(options)
     if options.calib and not precisions & plan.MEASURED:
         raise UsageError(
             f"--calib {options.calib}: nothing to calibrate in {', '.join(sorted(precisions))}",
             Hint("--int8", "or --fp16"),
         )
     needed = bool(precisions & plan.CALIBRATED)
+    if options.calib_table:
+        return None
     name = options.calib or (RENDERED_CALIBRATION if needed and original.images else None)
     if name is None:
         return None
     return resolve_calibration(
         name, options.calib_size, options.calib_seed, original.labels, original.preprocess, few=options.calib_few
     )
+
+
+def _precisions(options: ExportOptions) -> set[str]:
+    return {plan.Cell.parse(cell).precision for cell in options.cells}
+
+
+def _table(options: ExportOptions) -> TableOptions | None:
+    """Return the ranges that were measured before.
+
+    Raises:
+        UsageError: No such file, images beside it, or no cell that makes use of ranges.
+        BadInputError: The file is no table.
+    """
+    for flag, value in (("--calib-table", options.calib_table), ("--save-calib-table", options.save_calib_table)):
+        if value and not _precisions(options) & plan.MEASURED:
+            raise UsageError(f"{flag} {value}: no precision here measures activations", Hint("--int8", "or --fp16"))
+    if options.calib_table is None:
+        return None
+    if options.calib:
+        raise UsageError(f"--calib {options.calib} and --calib-table {options.calib_table} exclude one another")
+    path = Path(options.calib_table)
+    if not path.is_file():
+        raise UsageError(f"--calib-table {path}: there is no such file", Hint("--save-calib-table FILE", "writes one"))
+    RangeTable.load(path)
+    return TableOptions(str(path.resolve()), sha256_of(path))
+
+
+def _save_table(results: Mapping[str, Made], to: Path) -> None:
+    """Copy the measured ranges to a file, whole or not at all.
+
+    Raises:
+        ResourceError: It can't be written.
+    """
+    temporary = to.with_name(f".{to.name}.part")
+    try:
+        shutil.copyfile(results[plan.RANGES].item.path(RANGES), temporary)
+        temporary.replace(to)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(f"{to} can't be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -313,6 +370,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
     words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
     words += ["--calib-few"] if options.calib_few else []
+    words += [f"--calib-table {options.calib_table}"] if options.calib_table else []
     words += ["--no-repair"] if not options.repair else []
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
     words += ["--defer"] if options.defer else []

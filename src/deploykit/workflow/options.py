@@ -40,6 +40,8 @@ class ExportOptions:
         calib_size: How many of them are taken.
         calib_seed: What the choice is drawn from.
         calib_few: Fewer than 32 are enough.
+        calib_table: What activations were measured to be, from a file that `save_calib_table` wrote: instead of images.
+        save_calib_table: File that the measured activations are written to.
         repair: Return layers to the higher precision where an int8 artifact would not pass; needs `verify`.
         verify: Judge each artifact against the original.
         bench: Time each artifact beside the original.
@@ -62,6 +64,8 @@ class ExportOptions:
     calib_size: int = CALIB_SIZE
     calib_seed: int = 0
     calib_few: bool = False
+    calib_table: str | None = None
+    save_calib_table: str | None = None
     repair: bool = True
     verify: bool = True
     bench: bool = True

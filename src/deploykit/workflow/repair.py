@@ -25,8 +25,6 @@ from deploykit.workflow import measure
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.options import GOLDEN_COUNT
 
-#: Calibration images that costs are measured on.
-COST_IMAGES: Final = 64
 #: Times that an artifact is built anew: each is another try at the same evaluation images.
 MOST_ROUNDS: Final = 6
 #: The error that may remain is aimed below what the gates ask for by this factor, since costs add up only about.
@@ -151,13 +149,16 @@ def _cost_nodes(
     draft: Draft, quantizing: Node, options: QuantizeOptions, layers: Sequence[cost.Layer]
 ) -> Iterator[Node]:
     """Yield the node of what the float32 graph answers, then one per layer."""
-    rows = cost.RowsOptions(draft.original.input_name, draft.original.preprocess, COST_IMAGES)
-    inputs = {"graph": quantizing.inputs["graph"], "golden": plan.GOLDEN, "images": plan.CALIBRATION}
-    yield Node(ANSWERS, cost.ANSWERS, rows, inputs)
+    rows = cost.RowsOptions(draft.original.input_name, draft.original.preprocess, cost.IMAGES)
+    with_images = draft.request.calibration is not None
+    inputs = {"graph": quantizing.inputs["graph"], "golden": plan.GOLDEN}
+    inputs |= {"images": plan.CALIBRATION} if with_images else {}
+    yield Node(ANSWERS, cost.answers_stage(with_images=with_images), rows, inputs)
     more = {**inputs, "ranges": quantizing.inputs["ranges"], "answers": ANSWERS}
     for number, layer in enumerate(layers, start=1):
         name = f"cost {number}/{len(layers)} {layer.module or layer.node}"
-        yield Node(name, cost.STAGE, cost.CostOptions(replace(options, kept=()), layer.node, rows), more)
+        chosen = cost.CostOptions(replace(options, kept=()), layer.node, rows)
+        yield Node(name, cost.cost_stage(with_images=with_images), chosen, more)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ TARGET = Target(
         "fp32": (RunConfig("onnxruntime", precision="f32"),),
         "fp16": (RunConfig("onnxruntime", precision="f32"), RunConfig("emulator", precision="f16")),
         "int8": (RunConfig("onnxruntime", precision="f32"),),
+        "int8-weights": (RunConfig("onnxruntime", precision="f32"),),
     },
     # Only a layer whose input and output are both rounded gets an integer kernel; its bias must be an integer too.
     placement=Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True),
+    refuses={"bf16": "its processor kernels convolve in float32 alone, so that nothing would run in bfloat16"},
 )

@@ -6,7 +6,7 @@ import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from deploykit.export.rewrites.linears import Linear
 
 COST = "cost.npy"
+#: Calibration images that costs are measured on.
+IMAGES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def macs_of(linear: Linear) -> int:
 
 
 def _answers(inputs: Inputs, options: RowsOptions, workspace: Workspace) -> Facts:
-    found = _run_rows(str(inputs["graph"].path(onnx_files.MODEL)), inputs, options)
+    found = run(str(inputs["graph"].path(onnx_files.MODEL)), rows_of(inputs, options))
     save_tensors(workspace.folder / TENSORS, found)
     return {"rows": len(next(iter(found.values())))}
 
@@ -111,7 +113,7 @@ def _cost(inputs: Inputs, options: CostOptions, workspace: Workspace) -> Facts:
     quantize(model, table, modules, kept)
     with tempfile.TemporaryDirectory(dir=workspace.folder) as scratch:
         onnx_files.write(model, Path(scratch))
-        found = _run_rows(str(Path(scratch) / onnx_files.MODEL), inputs, options.rows)
+        found = run(str(Path(scratch) / onnx_files.MODEL), rows_of(inputs, options.rows))
     expected = load_tensors(inputs["answers"].path(TENSORS))
     errors = np.mean([relative_errors(expected[name], found[name]) for name in expected], axis=0)
     np.save(workspace.folder / COST, errors)
@@ -132,13 +134,20 @@ def relative_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -
     return np.where(np.isfinite(lost), errors, 1.0)
 
 
-def _run_rows(path: str, inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float32]]:
-    golden = load_tensors(inputs["golden"].path(TENSORS))[options.input_name]
-    count = min(options.images, calibrate.count(inputs["images"]))
-    images = calibrate.rows(inputs["images"], options.preprocess, 0, count)
+def rows_of(inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float32]]:
+    """Return the rows that costs are measured on, by input name: golden inputs, then images where there are any."""
+    rows = [load_tensors(inputs["golden"].path(TENSORS))[options.input_name]]
+    if "images" in inputs:
+        count = min(options.images, calibrate.count(inputs["images"]))
+        rows.append(calibrate.rows(inputs["images"], options.preprocess, 0, count))
+    return {options.input_name: np.concatenate(rows)}
+
+
+def run(path: str, rows: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Return what a graph says to rows, in ONNX Runtime."""
     config = RunConfig("onnxruntime", precision="f32")
     with get_backend(config.backend).open(path, config) as session:
-        return run_rows(session, {options.input_name: np.concatenate([golden, images])})
+        return run_rows(session, rows)
 
 
 def read(item: Item) -> NDArray[np.float64]:
@@ -148,14 +157,18 @@ def read(item: Item) -> NDArray[np.float64]:
 
 
 LIBRARIES = ("onnx", "onnx_ir", "onnxruntime")
-_ROWS = {"graph": "graph", "golden": "tensors", "images": "images"}
-#: What the float32 graph says to the rows that costs are measured on.
-ANSWERS = Stage("cost-answers", 1, _ROWS, "tensors", LIBRARIES, _answers)
-STAGE = Stage(
-    name="cost",
-    version=1,
-    takes={**_ROWS, "ranges": "ranges", "answers": "tensors"},
-    makes="cost",
-    libraries=LIBRARIES,
-    run=_cost,
-)
+
+
+def _takes(*, with_images: bool) -> dict[str, str]:
+    return {"graph": "graph", "golden": "tensors", **({"images": "images"} if with_images else {})}
+
+
+def answers_stage(*, with_images: bool) -> Stage[RowsOptions]:
+    """Return the stage that asks the float32 graph about the rows that costs are measured on."""
+    return Stage("cost-answers", 1, _takes(with_images=with_images), "tensors", LIBRARIES, _answers)
+
+
+def cost_stage(*, with_images: bool) -> Stage[CostOptions]:
+    """Return the stage that measures what one layer costs, on golden inputs and on calibration images where there are any."""
+    takes = {**_takes(with_images=with_images), "ranges": "ranges", "answers": "tensors"}
+    return Stage("cost", 1, takes, "cost", LIBRARIES, _cost)

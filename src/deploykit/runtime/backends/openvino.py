@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from deploykit import telemetry
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
@@ -18,6 +19,8 @@ AXES_KEY: Final = "deploykit.axes"
 
 _DEVICES: Final[Mapping[str, str]] = {"cpu": "CPU", "gpu": "GPU"}
 _PRECISIONS: Final = ("f32", "bf16", "f16")
+#: What a device must say of itself to compute in a precision; without it OpenVINO takes another one.
+_CAPABILITIES: Final[Mapping[str, str]] = {"bf16": "BF16", "f16": "FP16"}
 #: Properties that a RunConfig has a field for.
 _OWN_FIELDS: Final[Mapping[str, str]] = {"INFERENCE_PRECISION_HINT": "precision", "INFERENCE_NUM_THREADS": "threads"}
 _DTYPES: Final[Mapping[str, str]] = {
@@ -58,10 +61,7 @@ class OpenVinoSession(Session):
             UnsupportedError: The graph has open axes, whose sizes it doesn't tell.
         """
         self._checked(feeds)
-        nodes = [
-            (node, node.get_rt_info()["layerType"].astype(str)) for node in self._compiled.get_runtime_model().get_ops()
-        ]
-        layers = [(node, kind) for node, kind in nodes if kind in _CONVOLUTIONS | _PRODUCTS]
+        layers = _layers(self._compiled)
         if any(node.output(0).partial_shape.is_dynamic for node, _ in layers):
             raise UnsupportedError(f"{self._path} has open axes: OpenVINO doesn't tell what its layers cost")
         return tuple(_executed(node, kind) for node, kind in layers)
@@ -87,12 +87,30 @@ class OpenVinoBackend(Backend):
     suffixes = (".xml", ".onnx")
     judged = ("f32", "auto")
 
+    def unavailable(self, config: RunConfig) -> str:
+        """Return what this machine lacks: OpenVINO, the device, or the precision on it."""
+        missing = super().unavailable(config)
+        if missing:
+            return missing
+        telemetry.switch_off()
+        import openvino
+
+        core = openvino.Core()
+        try:
+            device = _device(config, core.available_devices)
+        except MissingComponentError as error:
+            return error.message
+        return lacking(config.precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
     def _open(self, model: str, config: RunConfig) -> Session:
         import openvino
 
         properties = _properties(config)
         core = openvino.Core()
         device = _device(config, core.available_devices)
+        missing = lacking(config.precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+        if missing:
+            raise MissingComponentError(missing)
         path = checked_model(model)
         try:
             read = core.read_model(str(path))
@@ -127,13 +145,39 @@ class OpenVinoBackend(Backend):
         )
 
 
+def lacking(precision: str, capabilities: Sequence[str]) -> str:
+    """Return why a device can't compute in a precision, or "".
+
+    Args:
+        precision: Of a RunConfig.
+        capabilities: What the device says of itself, such as "BF16".
+    """
+    wanted = _CAPABILITIES.get(precision)
+    if wanted is None or wanted in capabilities:
+        return ""
+    return f"OpenVINO can't compute in {precision} on this device, which offers {', '.join(sorted(capabilities))}"
+
+
 def _executed(node: Any, kind: str) -> Executed:  # noqa: ANN401 - the library has no types
     made, data, weights = list(node.output(0).shape), list(node.input(0).get_shape()), node.input(1).get_shape()
     each = math.prod(weights) // made[1] if kind in _CONVOLUTIONS else data[-1]
-    precision = node.get_rt_info()["runtimePrecision"].astype(str)
     operator = node.get_rt_info()["primitiveType"].astype(str)
-    named = "int8" if precision in _EIGHT_BITS else precision
-    return Executed(node.get_friendly_name(), f"{kind} {operator}", named, math.prod(made) * each)
+    return Executed(node.get_friendly_name(), f"{kind} {operator}", _multiplied_in(node), math.prod(made) * each)
+
+
+def _multiplied_in(node: Any) -> str:  # noqa: ANN401
+    """Return the precision that a layer multiplies in: that of its data, where its weights alone are of 8 bits."""
+    precision = str(node.get_rt_info()["runtimePrecision"].astype(str))
+    if precision not in _EIGHT_BITS:
+        return precision
+    data = str(node.input(0).get_source_output().get_element_type().get_type_name())
+    return "int8" if data in _EIGHT_BITS else data
+
+
+def _layers(compiled: Any) -> list[tuple[Any, str]]:  # noqa: ANN401
+    """Return the layers of the executed graph that multiply, each with its type."""
+    nodes = [(node, node.get_rt_info()["layerType"].astype(str)) for node in compiled.get_runtime_model().get_ops()]
+    return [(node, kind) for node, kind in nodes if kind in _CONVOLUTIONS | _PRODUCTS]
 
 
 def _properties(config: RunConfig) -> dict[str, str | int]:
@@ -167,7 +211,12 @@ def _family(device: str) -> str:
 def _ran(version: str, compiled: Any) -> Ran:  # noqa: ANN401 - the library has no types
     device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == "CPU" else None
+    threads = None
+    if device == "CPU":
+        threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        # What is bfloat16 in the graph runs in it whatever the property says.
+        if any(_multiplied_in(node) == "bf16" for node, _ in _layers(compiled)):
+            precision = "bf16"
     return Ran(OpenVinoBackend.name, version, device, precision, threads)
 
 

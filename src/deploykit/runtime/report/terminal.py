@@ -21,6 +21,8 @@ MARKS = {
 }
 #: Short names of backends, for narrow terminals.
 SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
+#: Columns that names of artifacts leave to the rest of a table of 80.
+NAME_WIDTH = 16
 #: How many modules a line names.
 NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
@@ -37,6 +39,7 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
         sizes: Bytes of each artifact, by name.
     """
     model, names = short_names([judgement.artifact for judgement in report.judgements])
+    names = _narrow(names)
     grid = _grid(f"{model} · {conditions(report)}")
     speed = f"ms (× {_baseline(report)})"
     for title in ("artifact", "size", "run as", "drift", "agreement", speed, "verdict"):
@@ -58,7 +61,9 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
 
 
 def _grid(title: str) -> Table:
-    return Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, title=title, title_justify="left", title_style="")
+    return Table(
+        box=SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False, title=title, title_justify="left", title_style=""
+    )
 
 
 def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -68,6 +73,13 @@ def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     if len(heads) != 1 or any("." not in name for name in distinct):
         return "artifacts", {name: name for name in distinct}
     return heads.pop(), {name: name.partition(".")[2] for name in distinct}
+
+
+def _narrow(names: Mapping[str, str]) -> dict[str, str]:
+    """Return names with short ones for the runtimes in them, where one would make the table too wide."""
+    if max(map(len, names.values()), default=0) <= NAME_WIDTH:
+        return dict(names)
+    return {full: ".".join(SHORT.get(word, word) for word in name.split(".")) for full, name in names.items()}
 
 
 def conditions(report: Report) -> str:

@@ -39,7 +39,7 @@ def given(tmp_path: Path) -> dict[str, Item]:
         "images": item("images", images, {}),
         "ranges": table_of(graph, tmp_path / "table", {"b": (0.0, 8.0), "d": (-2.0, 6.0)}, rest=(-8.0, 8.0)),
     }
-    facts = cost.ANSWERS.run(inputs, ROWS, Workspace(answers, lambda _done, _total: None))
+    facts = cost.answers_stage(with_images=True).run(inputs, ROWS, Workspace(answers, lambda _done, _total: None))
     assert facts["rows"] == GOLDEN + ROWS.images
     return {**inputs, "answers": item("tensors", answers, {})}
 
@@ -48,7 +48,7 @@ def errors_of(given: dict[str, Item], layer: cost.Layer, tmp_path: Path) -> list
     folder = tmp_path / layer.node
     folder.mkdir()
     chosen = cost.CostOptions(options("onnxruntime"), layer.node, ROWS)
-    facts = cost.STAGE.run(given, chosen, Workspace(folder, lambda _done, _total: None))
+    facts = cost.cost_stage(with_images=True).run(given, chosen, Workspace(folder, lambda _done, _total: None))
     errors = cost.read(item("cost", folder, facts))
     assert facts["error"] == errors.mean()
     return [float(error) for error in errors]

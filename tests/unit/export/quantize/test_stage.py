@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from deploykit.models.precision import Int8Recipe
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.gate import share_gate
-from deploykit.verdict import Verdict, int8_share
+from deploykit.verdict import Verdict, grade_of, int8_share
 
 RNG = np.random.default_rng(7)
 WEIGHTS: dict[str, Array] = {
@@ -119,6 +120,22 @@ def test_what_stays_is_told_with_module_and_reason(tmp_path: Path) -> None:
     stored = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     assert {tuple(tensor.dims) for tensor in stored if len(tensor.dims) > 1} == {(16, 8, 3, 3)}
     assert provenance.read(made.path(onnx_files.MODULES))["a"] == "stem.conv"
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_layers_that_stay_run_in_the_precision_of_the_run(precision: str, tmp_path: Path) -> None:
+    """Either is judged as int8."""
+    runtime, config = get_backend("openvino"), RunConfig("openvino", precision=precision, threads=1)
+    if reason := runtime.unavailable(config):
+        pytest.skip(reason)
+    made = quantized(
+        network(tmp_path / "graph"), options("openvino", Int8Recipe(method="minmax", floats=("head.*",))), tmp_path
+    )
+    feed = {"x": RNG.uniform(-4, 4, (1, 8, 8, 8)).astype(np.float32)}
+    with runtime.open(str(made.path(onnx_files.MODEL)), config) as session:
+        assert Counter(layer.precision for layer in session.executed(feed)) == {"int8": 2, precision: 1}
+        assert session.ran.precision == precision
+    assert grade_of("int8", precision) == "int8"
 
 
 def test_layers_named_by_the_caller_stay(tmp_path: Path) -> None:

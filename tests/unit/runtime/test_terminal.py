@@ -1,0 +1,55 @@
+"""The table on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from tests.support import RAN, gate, judgement, timing
+
+from deploykit.artifact import RunConfig
+from deploykit.runtime.report import terminal
+from deploykit.verdict import Judgement, Report, Timing, Verdict
+
+METRICS = {"sqnr_db": 123.4, "images": 2000.0, "agreement": 0.9985, "flips": 3.0}
+RUNS = {"ort": RunConfig("onnxruntime", precision="f32"), "openvino": RunConfig("openvino")}
+
+
+def judged(precision: str, target: str) -> Judgement:
+    ran = replace(RAN, precision="bf16") if target == "openvino" else RAN
+    made = judgement(Verdict.PASS, gate())
+    return replace(made, artifact=f"net.{precision}.{target}", run=RUNS[target], ran=ran, metrics=METRICS)
+
+
+def timed(of: Judgement) -> Timing:
+    return replace(timing(), candidate=of.artifact, run=of.run, median_ms=12.34)
+
+
+def lines(report: Report, width: int) -> list[str]:
+    text = io.StringIO()
+    Console(file=text, width=width).print(
+        terminal.table(report, {one.artifact: 12_345_678 for one in report.judgements})
+    )
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    "precisions", [("fp32",), ("fp32", "fp16", "bf16", "int8", "int8-weights")], ids=["one", "all"]
+)
+def test_nothing_is_cut_off_at_80_columns(precisions: tuple[str, ...]) -> None:
+    found = tuple(judged(precision, target) for precision in precisions for target in RUNS)
+    original = replace(timing(), candidate="original", run=RunConfig("torch", precision="f32"), speedup=None)
+    report = Report("bundle", found, (original, *(timed(one) for one in found)))
+    shown = lines(report, 80)
+    assert not any("…" in line for line in shown)
+    for words in ("123 dB", "99.85 %", "12.34", "12.3 MB", "✔ pass", "ov cpu auto=bf16"):
+        assert sum(words in line for line in shown) >= len(precisions), words
+
+
+def test_runtimes_have_short_names_only_where_they_must() -> None:
+    few = lines(Report("bundle", (judged("int8", "openvino"),)), 120)
+    assert any(line.startswith("int8.openvino ") for line in few)
+    more = lines(Report("bundle", (judged("int8", "openvino"), judged("int8-weights", "openvino"))), 120)
+    assert [line.split()[0] for line in more if ".ov " in line] == ["int8.ov", "int8-weights.ov"]
