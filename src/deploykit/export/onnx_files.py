@@ -162,6 +162,24 @@ def name_axes(model: onnx.ModelProto, inputs: Mapping[str, tuple[int | str, ...]
                 dim.dim_param = renamed[dim.dim_param]
 
 
+def with_one_row(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose open batch is one row, with all shapes that follow: an open graph leaves most of them unknown."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = 1
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+
+
 def set_shape(model: onnx.ModelProto, name: str, shape: tuple[int | str, ...]) -> None:
     """Fix open dimensions of the input called `name` to sizes or call them by names, in place; infer the shapes after it anew.
 

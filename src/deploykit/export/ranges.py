@@ -98,7 +98,7 @@ def watch(model: onnx.ModelProto) -> tuple[Watched, ...]:
 def _watchable(model: onnx.ModelProto) -> Iterator[Watched]:
     import onnx
 
-    inferred = _with_one_row(model).graph
+    inferred = onnx_files.with_one_row(model).graph
     shapes = {
         value.name: value.type.tensor_type
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
@@ -120,27 +120,6 @@ def _watchable(model: onnx.ModelProto) -> Iterator[Watched]:
             place = axis % len(dims)
             others = tuple(index for index in range(len(dims)) if index != place)
             yield Watched(name, step, place, others, dims[axis] or 0)
-
-
-def _with_one_row(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose open batch is one row, as images are measured, with the shapes that follow.
-
-    Without them all tensors of an open graph were sampled at one distance, and small ones at a few of their places alone.
-    """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in copy.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = 1
-    del copy.graph.value_info[:]
-    for value in copy.graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
-                dim.Clear()
-    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
 
 
 def _channel_axes(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -116,15 +116,13 @@ def check_layers(layers: Iterable[Executed], precision: str) -> None:
 
 def _layers(model: onnx.ModelProto, plan: bytes) -> Iterator[Executed]:
     """Yield the graph's layers in the precision that the engine's own program has them in; none where it can't be read."""
-    import onnx
-
     told: dict[str, set[str]] = {}
     for statement in statements(plan):
         for source in statement.sources:
             told.setdefault(source, set()).update(statement.types)
     if not told:
         return
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx_files.with_one_row(model).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         shapes[value.name] = tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
