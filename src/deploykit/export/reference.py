@@ -158,10 +158,10 @@ def twin_stage(run: RunConfig) -> Stage[TwinOptions]:
 def outputs_stage(original: Original) -> Stage[NoOptions]:
     """Return the stage that asks an original for its outputs of the golden inputs."""
     takes = {"original": "original", "golden": "tensors"}
-    return Stage("original-outputs", 1, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
+    return Stage("original-outputs", 2, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
 
 
 def answers_stage(original: Original) -> Stage[AnswersOptions]:
     """Return the stage that asks an original for its answers to labelled images."""
     takes = {"original": "original", "images": "images"}
-    return Stage("original-answers", 1, takes, "answers", FORMS[original.form].libraries, _original_answers)
+    return Stage("original-answers", 2, takes, "answers", FORMS[original.form].libraries, _original_answers)

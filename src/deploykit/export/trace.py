@@ -168,7 +168,7 @@ def _ensure(_inputs: Inputs, options: TraceOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="trace",
-    version=2,
+    version=3,
     takes={"original": "original"},
     makes="graph",
     libraries=("torch", "timm", "safetensors", "onnx", "onnx_ir", "onnxscript"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,111 @@ def test_answers_are_moderate_and_differ_between_images(images: torch.Tensor, na
     assert 0.1 < float(settled.abs().max()) < 100
     assert spread > 0.01
     assert plain_spread < spread / 2 or plain_spread > 2 * spread, "what the constructor leaves would do as well"
+
+
+def _deep(depth: int, width: int = 16) -> torch.nn.Module:
+    """Build convolutions with BatchNorm and Relu one after another, and no shortcut around any."""
+    shapes = [(3, width, 4, 4, 0)] + depth * [(width, width, 3, 1, 1)]
+    with seeded():
+        layers = [
+            part
+            for shape in shapes
+            for part in (torch.nn.Conv2d(*shape, bias=False), torch.nn.BatchNorm2d(width), torch.nn.ReLU())
+        ]
+        return torch.nn.Sequential(
+            *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 10)
+        )
+
+
+def _rounding(net: torch.nn.Module, images: torch.Tensor) -> float:
+    """Return how far float32 lies from float64, relative to the largest answer."""
+    exact = _answers(copy.deepcopy(net).double(), images.double())
+    return float((_answers(net, images) - exact).abs().max() / exact.abs().max())
+
+
+def test_a_deep_network_without_shortcuts_amplifies_no_rounding(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = _deep(60)
+    with monkeypatch.context() as scope:
+        scope.setattr(random_weights, "CALMER", [level for level in random_weights.CALMER if not level.shift])
+        settle(net, images)
+    assert _rounding(net, images) > 1e-4, "it is calm without shifts, so this proves nothing"
+    settle(net, images)
+    assert _rounding(net, images) < 1e-5
+    answers = _answers(net, images)
+    assert float((answers - answers[0]).abs().max() / answers.abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_network_that_is_calm_at_once_keeps_its_shifts(images: torch.Tensor, name: str) -> None:
+    net = _built(name)
+    with torch.no_grad():
+        for norm in random_weights._norms(net):
+            norm.bias.fill_(0.125)
+    settle(net, images)
+    assert all(bool((norm.bias == 0.125).all()) for norm in random_weights._norms(net))
+
+
+def test_a_norm_without_shift_is_settled_too(images: torch.Tensor) -> None:
+    net = _deep(60)
+    for layer in net.children():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.weight = layer.bias = None  # type: ignore[assignment]
+    settle(net, images)
+    assert bool(torch.isfinite(_answers(net, images)).all())
+
+
+class Counted(torch.nn.Module):
+    """A network that counts the images it is shown, and whose answers can be spoilt."""
+
+    def __init__(self, net: torch.nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.factor, self.shown = net, factor, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown += len(images)
+        answers: torch.Tensor = self.factor * self.net(images)
+        return answers
+
+
+def test_a_calm_network_sees_the_images_twice(images: torch.Tensor) -> None:
+    counted = Counted(_built("test_resnet"))
+    settle(counted, images)
+    assert counted.shown == 2 * len(images)
+
+
+def test_a_network_that_is_not_calm_shows_it_on_a_few_images(images: torch.Tensor) -> None:
+    counted = Counted(_deep(60))
+    settle(counted, images)
+    assert counted.shown < 2 * len(images) * len(random_weights.CALMER)
+
+
+def test_answers_that_are_no_numbers_are_not_calm(images: torch.Tensor) -> None:
+    counted = Counted(_built("test_resnet"), factor=float("nan"))
+    settle(counted, images)
+    assert counted.shown == (len(images) + random_weights.CHUNK) * len(random_weights.CALMER)
+
+
+class Twice(torch.nn.Module):
+    """A network that normalizes twice with the same statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = self.norm(3 + self.norm(images))
+        return answers
+
+
+@pytest.mark.parametrize("build", [Twice, lambda: _built("test_resnet")])
+def test_what_is_judged_are_the_answers_of_the_settled_network(
+    images: torch.Tensor, build: Callable[[], torch.nn.Module]
+) -> None:
+    net = build().eval()
+    answers = random_weights._settle_statistics(net, random_weights._norms(net), images, 0.25)
+    assert torch.equal(torch.as_tensor(answers), _answers(net, images))
 
 
 def test_statistics_are_those_of_the_images_seen(images: torch.Tensor) -> None:
