@@ -30,7 +30,7 @@ def source_of(model: str, photographs: Photographs, state: Path) -> SourceOption
     recipe = PHOTOGRAPHS[model]
     return SourceOptions(
         weights=str(weights_of(model, state)),
-        model_args={"model": model},
+        model_args={"model": model, "classes": len(photographs.classes)},
         family=recipe.family,
         labels=str(labels),
         image_size=recipe.input_size,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -72,10 +73,9 @@ def unpack(archives: Path, scratch: Path) -> Photographs:
     scratch.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         if not (scratch / split).is_dir():
-            incoming = scratch / f"incoming-{split}"
-            with tarfile.open(archives / f"{split}.tar.gz") as archive:
+            with TemporaryDirectory(dir=scratch) as incoming, tarfile.open(archives / f"{split}.tar.gz") as archive:
                 archive.extractall(incoming, filter="data")
-            (incoming / split).rename(scratch / split)
+                (Path(incoming) / split).rename(scratch / split)
     shown = {split: sorted(path.name for path in (scratch / split).iterdir()) for split in SPLITS}
     if shown["train"] != shown["test"]:
         raise ValueError(f"train shows {shown['train']}, test {shown['test']}")
@@ -136,9 +136,9 @@ def train_network(model: str, photographs: Photographs, state: Path) -> None:
     written.rename(weights)
 
 
-def network(model: str) -> torch.nn.Module:
-    """Build the network that weights of `train_network` fit, for ten classes."""
-    return build(PHOTOGRAPHS[model], classes=10)
+def network(model: str, classes: int) -> torch.nn.Module:
+    """Build the network that weights of `train_network` fit."""
+    return build(PHOTOGRAPHS[model], classes)
 
 
 def main() -> None:
