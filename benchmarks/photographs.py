@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
     photographs = unpack(options.archives, options.state / "photographs")
     rows = []
     for model in options.models or PHOTOGRAPHS:

@@ -40,11 +40,11 @@ def _recipe(model: str, **changes: Any) -> Recipe:  # noqa: ANN401 - fields of a
 #: As `RECIPES`, but for small inputs: photographs of 32 pixels show nothing more in large ones.
 PHOTOGRAPHS: Final[Mapping[str, Recipe]] = {
     "tiny-convnext": _recipe("tiny-convnext", input_size=48, epochs=7, kernels=True),
-    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=7),
-    "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=6),
-    "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=7),
+    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=5),
+    "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=5),
+    "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=6),
     "tiny-dinov2": _recipe(
-        "tiny-dinov2", input_size=56, epochs=11, kwargs={**RECIPES["tiny-dinov2"].kwargs, "img_size": 56}
+        "tiny-dinov2", input_size=56, epochs=8, kwargs={**RECIPES["tiny-dinov2"].kwargs, "img_size": 56}
     ),
 }
 
