@@ -3,8 +3,8 @@
     python -m scripts.train_photographs --archives FOLDER --state FOLDER [MODEL ...]
 
 FOLDER holds `train.tar.gz` and `test.tar.gz`, each with a folder per class: CIFAR-10 as JPEG files, say. They are unpacked to
-`--state`, where each network's weights, `<id>.safetensors`, and its log, `<id>.md`, are written. What is there already is not
-done again, so that a run which was stopped goes on with the network that it was at.
+`--state`, where each network's weights and log, `<id>-<recipe>.safetensors` and `.md`, are written. What is there already is
+not done again, so that a run which was stopped goes on with the network that it was at.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scripts.train_tiny import RECIPES
 from scripts.training import ImageSet, Lesson, Log, Recipe, build, predict, resized, train, write_weights
 
+from deploykit import serde
 from deploykit.data.images import decode
 
 SPLITS: Final = ("train", "test")
@@ -41,10 +42,10 @@ def _recipe(model: str, **changes: Any) -> Recipe:  # noqa: ANN401 - fields of a
 PHOTOGRAPHS: Final[Mapping[str, Recipe]] = {
     "tiny-convnext": _recipe("tiny-convnext", input_size=48, epochs=7, kernels=True),
     "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=5),
-    "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=5),
-    "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=6),
+    "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=8),
+    "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=9),
     "tiny-dinov2": _recipe(
-        "tiny-dinov2", input_size=56, epochs=8, kwargs={**RECIPES["tiny-dinov2"].kwargs, "img_size": 56}
+        "tiny-dinov2", input_size=56, epochs=14, kwargs={**RECIPES["tiny-dinov2"].kwargs, "img_size": 56}
     ),
 }
 
@@ -113,8 +114,8 @@ def split_off(images: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageS
 
 
 def weights_of(model: str, state: Path) -> Path:
-    """Return where a network's weights lie."""
-    return state / f"{model}.safetensors"
+    """Return where a network's weights lie: under a name of their recipe's own, so that another one trains anew."""
+    return state / f"{model}-{serde.digest(PHOTOGRAPHS[model])[:8]}.safetensors"
 
 
 def train_network(model: str, photographs: Photographs, state: Path) -> None:
@@ -125,14 +126,14 @@ def train_network(model: str, photographs: Photographs, state: Path) -> None:
     recipe, classes = PHOTOGRAPHS[model], len(photographs.classes)
     images, held_out = split_off(read(photographs, "train", recipe.input_size), HELD_OUT, recipe.seed)
     log, start = Log(), time.perf_counter()
-    network = train(recipe, Lesson(classes=classes, images=images, held_out=held_out, augment=mirrored_crops), log)
+    trained = train(recipe, Lesson(classes=classes, images=images, held_out=held_out, augment=mirrored_crops), log)
     minutes = (time.perf_counter() - start) / 60
     test = read(photographs, "test", recipe.input_size)
-    top1 = float(np.mean(predict(network, test, recipe.input_size) == test.labels))
+    top1 = float(np.mean(predict(trained, test, recipe.input_size) == test.labels))
     log.tell(f"\nTop-1 on {len(test.labels)} test images {top1:.4f}; {minutes:.1f} minutes.")
-    (state / f"{model}.md").write_text("\n".join([f"# {model}", "", *log.epochs, ""]), encoding="utf-8")
+    weights.with_suffix(".md").write_text("\n".join([f"# {model}", "", *log.epochs, ""]), encoding="utf-8")
     written = weights.with_suffix(".partial")
-    write_weights(network, written)
+    write_weights(trained, written)
     written.rename(weights)
 
 

@@ -44,10 +44,10 @@ Augment = Callable[[NDArray[np.uint8], int, np.random.Generator], NDArray[np.uin
 class Recipe:
     """How one network is built and trained.
 
-    Every epoch sees each of the `images` training images once. Muon trains the matrices, at a peak
-    rate of `matrix_lr`, and AdamW the rest, at `lr`; both rates warm up for `warmup` epochs, then follow a cosine.
-    `ema` is the decay per step of the averaged weights, which are the ones that ship. With `kernels`, the kernels of
-    dense convolutions count as matrices, (out, in * k * k). `local` is how transformers start: `_start_local`.
+    Every epoch sees each training image once; of an endless set, `images` are taken. Muon trains the matrices, at a peak rate
+    of `matrix_lr`, and AdamW the rest, at `lr`; both rates warm up for `warmup` epochs, then follow a cosine. `ema` is the
+    decay per step of the averaged weights, which are the ones that are kept. With `kernels`, the kernels of dense convolutions
+    count as matrices, (out, in * k * k). `local` is how transformers start: `_start_local`.
     """
 
     module: str

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import drift_table, precisions
+from benchmarks import drift_table, photographs, precisions
 from benchmarks.drift_table import BOUNDS, Bounds, Row
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +114,14 @@ def test_the_page_is_written_and_a_missed_bound_is_told(
     assert (tmp_path / "page.md").read_text(encoding="utf-8") + "\n" == capsys.readouterr().out
     assert f"{int(code != 0)} of 2 rows miss one" in text
     assert text.count("| tiny-mobilenetv3 | int8 |") == 2
+
+
+@pytest.mark.parametrize(
+    ("top1", "told"), [(0.75, "none"), (0.7499, "tiny-mobilenetv3 (75 %)"), (math.nan, "tiny-mobilenetv3 (75 %)")]
+)
+def test_a_network_that_was_trained_too_little_is_named(top1: float, told: str) -> None:
+    lines = photographs.about([row({**METRICS, "top1_reference": top1})])
+    assert lines[-1] == f"Trained too little for the accuracy that was aimed at: {told}."
 
 
 def test_a_shipped_network_gets_a_row_for_each_way_to_run_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,7 @@ def test_a_short_training_writes_weights_that_the_source_opens(
 ) -> None:
     model = "tiny-mobilenetv3"
     short = replace(PHOTOGRAPHS[model], input_size=32, epochs=1, batch=10)
+    weights_of_the_usual_recipe = weights_of(model, tmp_path)
     monkeypatch.setattr(train_photographs, "PHOTOGRAPHS", {model: short})
     monkeypatch.setattr(train_photographs, "HELD_OUT", 4)
     photographs = unpack(archives, tmp_path / "scratch")
@@ -136,8 +137,9 @@ def test_a_short_training_writes_weights_that_the_source_opens(
     written = weights.read_bytes()
     train_network(model, photographs, tmp_path)
     assert weights.read_bytes() == written, "what is there is not done again"
-    assert "Top-1 on 8 test images" in (tmp_path / f"{model}.md").read_text(encoding="utf-8")
+    assert "Top-1 on 8 test images" in weights.with_suffix(".md").read_text(encoding="utf-8")
     arguments: dict[str, bool | int | float | str] = {"model": model, "classes": 2}
+    assert weights_of(model, tmp_path) != weights_of_the_usual_recipe, "another recipe trains anew"
     options = SourceOptions(weights=str(weights), model_args=arguments, family=short.family, image_size=32)
     original = sources.resolve("py:scripts.train_photographs:network", options)
     assert (original.family, len(original.labels), original.preprocess.input_size) == ("mobilenetv3", 2, (3, 32, 32))
