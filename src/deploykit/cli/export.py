@@ -124,6 +124,7 @@ def export(
     mean: source.Mean = None,
     std: source.Std = None,
     embedding: source.Embedding = False,
+    family: source.Family = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what the libraries print.")] = False,
 ) -> None:
@@ -174,6 +175,7 @@ def export(
             mean=mean,
             std=std,
             embedding=embedding,
+            family=family,
         ),
     )
     command = " ".join(["deploykit", *sys.argv[1:]])

@@ -41,6 +41,7 @@ def verify(
     mean: source.Mean = None,
     std: source.Std = None,
     embedding: source.Embedding = False,
+    family: source.Family = None,
     allow_not_run: Annotated[bool, typer.Option("--allow-not-run", help="Exit 0 though some could not run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -70,6 +71,7 @@ def verify(
             mean=mean,
             std=std,
             embedding=embedding,
+            family=family,
         ),
     )
     with render.steps(quiet=as_json) as progress:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from deploykit import registry
+from deploykit.errors import UsageError
 from deploykit.models.precision import Int8Recipe
 from deploykit.verdict import Budget
 
@@ -83,6 +84,17 @@ def get_family(name: str) -> Family:
         UsageError: There is none.
     """
     return registry.load(GROUP, name, Family)
+
+
+def family_name(asked: str | None, otherwise: str) -> str:
+    """Return the family that was asked for, or the one that is taken where none was.
+
+    Raises:
+        UsageError: There is no such family.
+    """
+    if asked is not None and asked not in (known := registry.names(GROUP)):
+        raise UsageError(f"--family {asked}: there are {', '.join(known)}")
+    return asked or otherwise
 
 
 def family_of(name: str) -> Family:

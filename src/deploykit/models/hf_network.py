@@ -19,7 +19,7 @@ from deploykit.artifact import Preprocess
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UsageError
 from deploykit.models import head, hf_preprocess, random_weights, source_timm
 from deploykit.models.checkpoint import State, read_checkpoint
-from deploykit.models.family import FALLBACK
+from deploykit.models.family import FALLBACK, family_name
 from deploykit.models.hf_place import CONFIG, Place
 from deploykit.models.hf_quiet import quiet
 from deploykit.models.original import Original, SourceOptions
@@ -89,7 +89,7 @@ def describe(place: Place, data: Mapping[str, Any], options: SourceOptions) -> O
         name=place.name,
         options=options,
         weights_file=weights[0],
-        family=FAMILIES.get(str(data["model_type"]), FALLBACK),
+        family=family_name(options.family, FAMILIES.get(str(data["model_type"]), FALLBACK)),
         task=kind.task,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         weights_sha256=weights[1],

@@ -52,6 +52,7 @@ class SourceOptions:
         mean: As in `Preprocess`.
         std: As in `Preprocess`.
         embedding: Features instead of logits.
+        family: Name of a registered family; None goes by the model's name.
     """
 
     weights: str | None = None
@@ -66,6 +67,7 @@ class SourceOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     embedding: bool = False
+    family: str | None = field(default=None, metadata=serde.LATER)
 
     @property
     def given(self) -> dict[str, object]:

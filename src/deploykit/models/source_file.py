@@ -13,7 +13,7 @@ from deploykit import optional, serde
 from deploykit.artifact import Axis, Preprocess, RunConfig, TensorSpec, sha256_of
 from deploykit.errors import BadInputError, Hint, UnsupportedError, UsageError
 from deploykit.models import head, pt2
-from deploykit.models.family import FALLBACK
+from deploykit.models.family import FALLBACK, family_name
 from deploykit.models.original import INPUT_NAME, Original, SourceOptions
 from deploykit.models.scheme import Scheme
 from deploykit.runtime.backends.base import get_backend
@@ -96,7 +96,7 @@ class FileScheme(Scheme):
             name=name,
             options=options,
             weights_file=str(path.resolve()),
-            family=FALLBACK,
+            family=family_name(options.family, FALLBACK),
             task=task,
             parameters=found.parameters,
             weights_sha256=_digest(path),

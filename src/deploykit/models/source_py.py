@@ -14,7 +14,7 @@ from deploykit import optional, serde
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models import head, random_weights
 from deploykit.models.checkpoint import load_into, read_checkpoint
-from deploykit.models.family import FALLBACK
+from deploykit.models.family import FALLBACK, family_name
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
 
@@ -48,7 +48,7 @@ class PyScheme(Scheme):
             name=name,
             options=options,
             weights_file=weights,
-            family=FALLBACK,
+            family=family_name(options.family, FALLBACK),
             task=task,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
             weights_sha256=_state_hash(module),

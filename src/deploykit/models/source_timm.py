@@ -13,7 +13,7 @@ from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
 from deploykit.models import head, hub, random_weights
 from deploykit.models.checkpoint import State, load_into, read_checkpoint
-from deploykit.models.family import family_of
+from deploykit.models.family import family_name, family_of
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
 
@@ -95,7 +95,7 @@ def describe(name: str, config: dict[str, Any], weights: tuple[str, str], option
         name=name,
         options=dataclasses.replace(options, num_classes=classes),
         weights_file=weights[0],
-        family=family_of(name).name,
+        family=family_name(options.family, family_of(name).name),
         task=task,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         weights_sha256=weights[1],

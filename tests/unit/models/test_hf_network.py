@@ -114,6 +114,10 @@ def test_a_network_belongs_to_the_family_of_its_kind(shared: Callable[[str], Pat
     assert resolve(shared(name), NETWORKS[name][1]).family == family
 
 
+def test_a_family_that_is_named_goes_before_the_kind(dino: Path) -> None:
+    assert SCHEME.resolve(str(dino), SourceOptions(family="generic")).family == "generic"
+
+
 def test_a_locator_opens_an_equal_original(dino: Path) -> None:
     original = SCHEME.resolve(str(dino), SourceOptions(image_size=70))
     again = sources.located(original.locator)

@@ -128,6 +128,12 @@ def test_an_open_size_must_be_said_and_a_fixed_one_can_not_be_changed(tmp_path: 
         sources.resolve(str(graph(tmp_path / "fixed.onnx")), SourceOptions(image_size=48))
 
 
+def test_a_graph_can_be_of_a_named_family(tmp_path: Path) -> None:
+    path = str(graph(tmp_path / "mine.onnx"))
+    assert sources.resolve(path).family == "generic"
+    assert sources.resolve(path, SourceOptions(family="convnext")).family == "convnext"
+
+
 def test_a_graph_keeps_its_names_and_a_plain_path_is_enough(tmp_path: Path) -> None:
     original = sources.resolve(str(graph(tmp_path / "mine.onnx")))
     assert (original.id, original.scheme, original.form, original.input_name) == ("mine", "file", "graph", "pixels")

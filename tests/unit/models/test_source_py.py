@@ -193,6 +193,7 @@ def test_an_input_that_the_module_does_not_take_is_refused(size: int, said: str)
         ({"weights": "none.pth"}, r"none\.pth does not exist \(given as --weights\)"),
         ({"labels": "none.txt"}, r"none\.txt does not exist"),
         ({"labels": "none.txt", "embedding": True}, "features have no class names"),
+        ({"family": "convnet"}, "--family convnet: there are .*convnext, .*generic"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:
@@ -242,6 +243,14 @@ def test_a_function_of_ones_own_is_an_original() -> None:
     module = sources.open_module(original)
     assert original.parameters == sum(value.numel() for value in module.parameters())
     assert not any(part.training for part in module.modules())
+
+
+def test_a_function_of_ones_own_can_be_of_a_named_family() -> None:
+    plain, named = _resolve("Net"), _resolve("Net", family="convnext")
+    assert named.family == "convnext"
+    assert named.digest != plain.digest
+    assert sources.located(named.locator) == named
+    assert "family" not in json.loads(plain.locator)["options"], "a locator says nothing that wasn't asked for"
 
 
 def test_a_locator_opens_an_equal_original() -> None:

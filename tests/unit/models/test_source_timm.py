@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,13 @@ def test_an_original_is_called_without_its_tag() -> None:
     assert (original.id, original.name) == ("mobilenetv3_small_050", "mobilenetv3_small_050.lamb_in1k")
     assert (original.task, original.family, len(original.labels)) == ("logits", "mobilenetv3", 1000)
     assert original.weights_file == ""
+
+
+def test_a_family_that_is_named_goes_before_the_names() -> None:
+    plain = sources.resolve("mobilenetv3_small_050", RANDOM)
+    named = sources.resolve("mobilenetv3_small_050", replace(RANDOM, family="generic"))
+    assert (plain.family, named.family) == ("mobilenetv3", "generic")
+    assert named.digest != plain.digest
 
 
 # A checkpoint of one's own
