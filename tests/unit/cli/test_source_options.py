@@ -29,6 +29,7 @@ NOTHING: dict[str, Any] = {
     "mean": None,
     "std": None,
     "embedding": False,
+    "family": None,
 }
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,12}", fullmatch=True)
 
@@ -149,6 +150,7 @@ def test_everything_typed_arrives() -> None:
         mean="0.5,0.5,0.5",
         std="0.25, 0.25,0.25",
         embedding=True,
+        family="convnext",
     )
     assert options == SourceOptions(
         weights=str(Path("a/b.pth")),
@@ -163,6 +165,7 @@ def test_everything_typed_arrives() -> None:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         embedding=True,
+        family="convnext",
     )
     assert set(options.given) == set(vars(options))
 
