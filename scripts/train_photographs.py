@@ -41,7 +41,7 @@ def _recipe(model: str, **changes: Any) -> Recipe:  # noqa: ANN401 - fields of a
 #: As `RECIPES`, but for small inputs: photographs of 32 pixels show nothing more in large ones.
 PHOTOGRAPHS: Final[Mapping[str, Recipe]] = {
     "tiny-convnext": _recipe("tiny-convnext", input_size=48, epochs=7, kernels=True),
-    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=5),
+    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=12),
     "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=8),
     "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=9),
     "tiny-dinov2": _recipe(

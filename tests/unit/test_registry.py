@@ -14,7 +14,7 @@ from deploykit.runtime.backends.base import Backend, backend_names, get_backend
 
 def test_what_ships_is_registered_like_everybody_elses() -> None:
     assert target_names() == ("openvino", "ort", "trt", "trt-graph", "trt-rtx")
-    assert backend_names() == ("emulator", "onnxruntime", "openvino", "torch")
+    assert backend_names() == ("emulator", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
     assert isinstance(get_target("ort"), Target)
     assert isinstance(get_backend("openvino"), Backend)
     assert isinstance(family_of("nothing that is known"), Family)
