@@ -11,7 +11,7 @@ from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
-from deploykit.export.quantize.grid import UINT8
+from deploykit.export.quantize.grid import SYMMETRIC, UINT8
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
@@ -57,7 +57,13 @@ TARGET = Target(
     runs=dict.fromkeys(
         ("fp32", "fp16", "int8"), (RunConfig("openvino", precision="f32"), RunConfig("openvino", precision="auto"))
     ),
-    placement=Placement(UINT8),
+    # Its kernel for attention takes no zero points; 8 bits are moved faster than 32.
+    placement=Placement(
+        UINT8,
+        factors=SYMMETRIC,
+        moves=("Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        rewrites=("channel-norms",),
+    ),
     # Of 2026.4.1 it is known that int8 with an open batch comes out wrong.
     static=frozenset({"int8"}),
 )

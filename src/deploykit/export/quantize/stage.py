@@ -16,6 +16,7 @@ from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
 from deploykit.export.quantize.grid import Grid
 from deploykit.export.quantize.placement import Chosen, Placement, Question, choose, name_of
+from deploykit.export.rewrite import get_rewrite
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models.precision import Int8Recipe
 
@@ -70,9 +71,8 @@ def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Map
     Raises:
         BadInputError: The table is another graph's.
     """
-    names = dict.fromkeys([*chosen.edges, *chosen.outputs])
     method = options.recipe.method
-    return {name: grid.activation_grid(table.of(name), options.placement.activations, method) for name in names}
+    return {name: grid.activation_grid(table.of(name), kind, method) for name, kind in chosen.kinds.items()}
 
 
 def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) -> tuple[Weights, ...]:
@@ -94,12 +94,12 @@ class Quantized:
     Attributes:
         chosen: What was rounded, and what was left.
         grids: Of the tensors that are rounded, by name.
-        origins: First outputs of new nodes to the tensors whose module they belong to.
+        modules: First outputs to module paths, as far as they are known.
     """
 
     chosen: Chosen
     grids: Mapping[str, Grid]
-    origins: Mapping[str, str]
+    modules: provenance.Modules
 
 
 def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], options: QuantizeOptions) -> Quantized:
@@ -119,14 +119,16 @@ def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], opt
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     check_model(model)
+    for name in options.placement.rewrites:
+        modules = provenance.carry(modules, get_rewrite(name).apply(model).renames)
     chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
-    if not chosen.layers:
+    if not (chosen.layers or chosen.products):
         raise UnsupportedError(f"no layer can be int8: {chosen.left[0].reason if chosen.left else 'there are none'}")
     grids = grids_of(chosen, table, options)
     emitter = Emitter(model.graph, grids)
     emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
     RemoveUnusedNodesPass()(model)
-    return Quantized(chosen, grids, emitter.origins)
+    return Quantized(chosen, grids, provenance.carry(modules, emitter.origins))
 
 
 def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Facts:
@@ -138,10 +140,10 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
     model = ir.load(graph.path(onnx_files.MODEL))
     done = quantize(model, table, modules, options)
     made = onnx_files.write(model, workspace.folder)
-    known = provenance.carry(modules, done.origins)
-    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, known))
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, done.modules))
     return {
         "layers": len(done.chosen.layers),
+        "products": len(done.chosen.products),
         "tensors": len(done.grids),
         "left": [asdict(left) for left in done.chosen.left],
         "weight_bytes": onnx_files.weight_bytes(made),
@@ -160,7 +162,7 @@ def _ensure(_inputs: Inputs, _options: QuantizeOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="quantize",
-    version=1,
+    version=2,
     takes={"graph": "graph", "ranges": "ranges"},
     makes="graph",
     libraries=("onnx", "onnx_ir"),
