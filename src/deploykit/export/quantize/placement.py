@@ -64,6 +64,7 @@ class Chosen:
 
     Attributes:
         layers: Layers whose weights become int8.
+        data: Tensor that each layer's input is rounded as, by name, in their order.
         products: Products of two activations that become int8.
         kinds: Grid of every tensor that is rounded, by name.
         edges: Uses of tensors that take the rounded values: node and index of the input, by tensor name.
@@ -72,6 +73,7 @@ class Chosen:
     """
 
     layers: tuple[Linear, ...]
+    data: tuple[str, ...]
     products: tuple[ir.Node, ...]
     kinds: Mapping[str, Kind]
     edges: Mapping[str, tuple[tuple[ir.Node, int], ...]]
@@ -99,7 +101,7 @@ class Question:
 def choose(graph: ir.Graph, question: Question) -> Chosen:
     """Decide for every layer of a graph whether it is rounded, and which tensors are."""
     placement = question.placement
-    layers, products, left = [], [], []
+    layers, data, products, left = [], [], [], []
     kinds, edges, outputs = dict[str, Kind](), dict[str, list[tuple["ir.Node", int]]](), list[str]()
     for node in graph:
         if node.op_type not in LAYERS or node.domain not in {"", "ai.onnx"}:
@@ -118,11 +120,12 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
             products.append(node)
             continue
         layers.append(linear)
+        data.append(tensor_of(_first_use(node, 0, placement.moves)))
         if node.op_type in placement.outputs and not node.outputs[0].is_graph_output():
             outputs.append(name)
             kinds.setdefault(name, placement.activations)
     uses = {name: tuple(found) for name, found in edges.items()}
-    return Chosen(tuple(layers), tuple(products), kinds, uses, tuple(outputs), tuple(left))
+    return Chosen(tuple(layers), tuple(data), tuple(products), kinds, uses, tuple(outputs), tuple(left))
 
 
 def _first_use(node: ir.Node, index: int, moves: tuple[str, ...]) -> tuple[ir.Node, int]:

@@ -15,7 +15,7 @@ from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
 from deploykit.export.quantize.grid import Grid
-from deploykit.export.quantize.placement import Chosen, Placement, Question, choose, name_of
+from deploykit.export.quantize.placement import Chosen, Placement, Question, choose
 from deploykit.export.rewrite import get_rewrite
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models.precision import Int8Recipe
@@ -78,11 +78,10 @@ def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Map
 def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) -> tuple[Weights, ...]:
     """Return every layer's weights on their grid, in order; where biases are integers, fine enough for int32."""
     made = []
-    for linear in chosen.layers:
+    for linear, data in zip(chosen.layers, chosen.data, strict=True):
         least = None
         if placement.integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
-            data = grids[name_of(linear.node.inputs[0])]
-            least = np.abs(linear.bias_values) / (data.scale * MOST_BIAS)
+            least = np.abs(linear.bias_values) / (grids[data].scale * MOST_BIAS)
         made.append(round_weights(linear, least))
     return tuple(made)
 
