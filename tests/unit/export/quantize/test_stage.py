@@ -131,9 +131,11 @@ def test_integer_biases_are_on_the_grid_of_what_is_moved(tmp_path: Path) -> None
     made = quantized(graph, QuantizeOptions(Int8Recipe(method="minmax"), placement), tmp_path)
     proto = onnx_files.load_whole(made.path(onnx_files.MODEL))
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    bias = next(given for given in proto.graph.node if given.output[0] == "bias.dequantized")
+    nodes_by_output = {given.output[0]: given for given in proto.graph.node}
+    data, weight, bias = (nodes_by_output[f"{name}.dequantized"] for name in ("x", "weight", "bias"))
     codes, scales = (values[name].astype(np.float64) for name in bias.input[:2])
-    assert np.abs(codes * scales - 1).max() < 1e-4
+    assert np.allclose(scales, values[data.input[1]] * values[weight.input[1]], rtol=1e-6)
+    assert np.all(np.abs(codes * scales - 1) <= scales / 2)
 
 
 def test_layers_named_by_the_caller_stay(tmp_path: Path) -> None:
