@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deploykit.errors import InternalError, UsageError
 from deploykit.export import equal, onnx_files, provenance
 from deploykit.export.rewrites import (
+    channel_norms,
     direct_transposes,
     early_selections,
     fold_scales,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 REWRITES: Mapping[str, Rewrite] = {
     module.REWRITE.name: module.REWRITE
     for module in (
+        channel_norms,
         direct_transposes,
         early_selections,
         fold_scales,

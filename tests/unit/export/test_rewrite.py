@@ -108,7 +108,7 @@ def test_a_rewrite_that_changes_the_interface_is_refused(
 
 
 def test_an_unknown_rewrite_is_told_with_those_there_are(convnext: Item, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown rewrite 'fold'; there are: direct-transposes, early-selections"):
+    with pytest.raises(UsageError, match="unknown rewrite 'fold'; there are: channel-norms, direct-transposes"):
         rewritten(convnext, ("fold",), tmp_path)
 
 

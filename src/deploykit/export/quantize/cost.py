@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,13 +18,13 @@ from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.export import calibrate, onnx_files, provenance
 from deploykit.export.quantize.placement import Question, choose
 from deploykit.export.quantize.stage import QuantizeOptions, quantize
-from deploykit.export.rewrites.editing import sizes
+from deploykit.export.rewrites.editing import Sizes, sizes
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.judge import run_rows
 
 if TYPE_CHECKING:
-    from deploykit.export.rewrites.linears import Linear
+    import onnx_ir as ir
 
 COST = "cost.npy"
 #: Calibration images that costs are measured on.
@@ -32,7 +33,7 @@ IMAGES: Final = 64
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that is int8 where nothing speaks against it.
+    """A layer, or a product of two activations, that is int8 where nothing speaks against it.
 
     Attributes:
         node: First output of its node.
@@ -82,17 +83,20 @@ def layers_of(graph: Item, options: QuantizeOptions) -> tuple[Layer, ...]:
     modules = provenance.read(graph.path(onnx_files.MODULES))
     model = ir.load(graph.path(onnx_files.MODEL))
     chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
-    names = [str(linear.node.outputs[0].name) for linear in chosen.layers]
-    return tuple(
-        Layer(name, modules.get(name, ""), macs_of(linear)) for name, linear in zip(names, chosen.layers, strict=True)
-    )
+    each = {linear.node: math.prod(linear.weight_shape) // max(1, linear.channels) for linear in chosen.layers}
+    each |= {node: _size((sizes(node.inputs[0]) or ())[-1:]) for node in chosen.products}
+    return tuple(_layer(node, each[node], modules) for node in model.graph if node in each)
 
 
-def macs_of(linear: Linear) -> int:
-    """Return the multiply-adds of a layer; an open size counts as 1."""
-    shape = sizes(linear.node.outputs[0]) or ()
-    values = math.prod(size if isinstance(size, int) else 1 for size in shape)
-    return values * math.prod(linear.weight_shape) // max(1, linear.channels)
+def _layer(node: ir.Node, each: int, modules: Mapping[str, str]) -> Layer:
+    """Describe a layer that takes `each` multiply-adds for every value."""
+    name = str(node.outputs[0].name)
+    return Layer(name, modules.get(name, ""), each * _size(sizes(node.outputs[0]) or ()))
+
+
+def _size(shape: Sizes) -> int:
+    """Return how many values there are; an open size counts as 1."""
+    return math.prod(size if isinstance(size, int) else 1 for size in shape)
 
 
 def _answers(inputs: Inputs, options: RowsOptions, workspace: Workspace) -> Facts:
@@ -171,4 +175,4 @@ def answers_stage(*, with_images: bool) -> Stage[RowsOptions]:
 def cost_stage(*, with_images: bool) -> Stage[CostOptions]:
     """Return the stage that measures what one layer costs, on golden inputs and on calibration images where there are any."""
     takes = {**_takes(with_images=with_images), "ranges": "ranges", "answers": "tensors"}
-    return Stage("cost", 1, takes, "cost", LIBRARIES, _cost)
+    return Stage("cost", 2, takes, "cost", LIBRARIES, _cost)

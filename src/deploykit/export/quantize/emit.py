@@ -67,10 +67,10 @@ class Emitter:
     def emit(self, chosen: Chosen, weights: Sequence[Weights], *, integer_bias: bool) -> None:
         """Write all that was chosen; `weights` belong to its layers, in order."""
         values = {str(value.name): value for value in self._values()}
-        for linear, rounded in zip(chosen.layers, weights, strict=True):
+        for linear, data, rounded in zip(chosen.layers, chosen.data, weights, strict=True):
             self._write_weights(linear, rounded)
             if integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
-                self._write_bias(linear, rounded.scales * self.grids[name_of(linear.node.inputs[0])].scale)
+                self._write_bias(linear, rounded.scales * self.grids[data].scale)
         for name in dict.fromkeys([*chosen.edges, *chosen.outputs]):
             value = values[name]
             uses = chosen.edges.get(name, ())

@@ -32,10 +32,12 @@ class Kind:
     Attributes:
         dtype: "int8" or "uint8".
         symmetric: Zero is in the middle (int8) or at the end (uint8) of the grid.
+        positive: Kind for tensors without negative values; None for this one.
     """
 
     dtype: str
     symmetric: bool
+    positive: Kind | None = None
 
     @property
     def low(self) -> int:
@@ -49,8 +51,10 @@ class Kind:
 
 
 INT8: Final = Kind("int8", symmetric=True)
-UINT8: Final = Kind("uint8", symmetric=False)
 UINT8_FROM_ZERO: Final = Kind("uint8", symmetric=True)
+UINT8: Final = Kind("uint8", symmetric=False, positive=UINT8_FROM_ZERO)
+#: Without a zero point, whatever the sign.
+SYMMETRIC: Final = Kind("int8", symmetric=True, positive=UINT8_FROM_ZERO)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def activation_grid(seen: TensorRange, kind: Kind, method: str) -> Grid:
 
     Args:
         seen: Its range.
-        kind: Wanted; a uint8 grid starts at zero where no value is negative.
+        kind: Wanted.
         method: One of `METHODS`.
 
     Raises:
@@ -132,8 +136,8 @@ def activation_grid(seen: TensorRange, kind: Kind, method: str) -> Grid:
     """
     if method not in METHODS:
         raise UsageError(f"unknown range method {method!r}; there are: {', '.join(METHODS)}")
-    if kind == UINT8 and seen.min >= 0.0:
-        kind = UINT8_FROM_ZERO
+    if kind.positive is not None and seen.min >= 0.0:
+        kind = kind.positive
     return METHODS[method](kind, seen)
 
 

@@ -15,10 +15,11 @@ from deploykit.models.precision import Int8Recipe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: Operators with weights; those that can't be read whole stay as they are.
+#: Operators that multiply; those that can't be read whole stay as they are.
 LAYERS: Final = ("Conv", "MatMul", "Gemm")
-#: Why they do: products of two activations, such as QK^T, among them.
+#: Why they do.
 OPAQUE: Final = "its weights are not constant float32"
+PRODUCT: Final = "a product of two activations, which this target doesn't round"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Placement:
         integer_bias: Biases are int32 on the grid of the products.
         residuals: Operators that an Add fuses into where what is added to them is rounded too.
         rest: Half precision that whatever stays float is cast to; None leaves it float32.
+        factors: Grid of both factors of a product of two activations, such as QK^T; None leaves them as they are.
+        moves: Operators that only move values, before which this runtime wants them rounded.
+        rewrites: Exact changes, of `deploykit.export.rewrite.REWRITES`, that only this runtime is faster with.
     """
 
     activations: Kind
@@ -38,6 +42,9 @@ class Placement:
     integer_bias: bool = False
     residuals: tuple[str, ...] = ()
     rest: str | None = None
+    factors: Kind | None = None
+    moves: tuple[str, ...] = ()
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,18 @@ class Chosen:
 
     Attributes:
         layers: Layers whose weights become int8.
+        data: Tensor that each layer's input is rounded as, by name, in their order.
+        products: Products of two activations that become int8.
+        kinds: Grid of every tensor that is rounded, by name.
         edges: Uses of tensors that take the rounded values: node and index of the input, by tensor name.
         outputs: Tensors of which every use takes the rounded values.
         left: Layers that stay, with the reason.
     """
 
     layers: tuple[Linear, ...]
+    data: tuple[str, ...]
+    products: tuple[ir.Node, ...]
+    kinds: Mapping[str, Kind]
     edges: Mapping[str, tuple[tuple[ir.Node, int], ...]]
     outputs: tuple[str, ...]
     left: tuple[Left, ...]
@@ -91,28 +104,54 @@ class Question:
 
 def choose(graph: ir.Graph, question: Question) -> Chosen:
     """Decide for every layer of a graph whether it is rounded, and which tensors are."""
-    layers, left, edges = [], [], dict[str, list[tuple["ir.Node", int]]]()
-    outputs: list[str] = []
+    placement = question.placement
+    layers, data, products, left = [], [], [], []
+    kinds, edges, outputs = dict[str, Kind](), dict[str, list[tuple["ir.Node", int]]](), list[str]()
     for node in graph:
         if node.op_type not in LAYERS or node.domain not in {"", "ai.onnx"}:
             continue
-        linear = linear_of(node)
-        reason = OPAQUE if linear is None else _layer_reason(linear, question)
-        if linear is None or reason:
-            name = str(node.outputs[0].name)
+        name, linear = str(node.outputs[0].name), linear_of(node)
+        reason = _reason(node, linear, question)
+        if reason:
             left.append(Left(name, question.modules.get(name, ""), reason))
             continue
-        edges.setdefault(name_of(node.inputs[0]), []).append((node, 0))
+        for index, kind in enumerate((placement.activations,) if linear else (placement.factors,) * 2):
+            assert kind is not None, "else there is a reason"  # noqa: S101
+            use = _first_use(node, index, placement.moves)
+            edges.setdefault(tensor_of(use), []).append(use)
+            kinds.setdefault(tensor_of(use), kind)
+        if linear is None:
+            products.append(node)
+            continue
         layers.append(linear)
-        if node.op_type in question.placement.outputs and not node.outputs[0].is_graph_output():
-            outputs.append(str(node.outputs[0].name))
-    for name, use in _residuals(layers, question.placement):
-        edges.setdefault(name, []).append(use)
-    return Chosen(tuple(layers), {name: tuple(uses) for name, uses in edges.items()}, tuple(outputs), tuple(left))
+        data.append(tensor_of(_first_use(node, 0, placement.moves)))
+        if node.op_type in placement.outputs and not node.outputs[0].is_graph_output():
+            outputs.append(name)
+            kinds.setdefault(name, placement.activations)
+    for use in _residuals(layers, placement):
+        edges.setdefault(tensor_of(use), []).append(use)
+        kinds.setdefault(tensor_of(use), placement.activations)
+    uses = {name: tuple(found) for name, found in edges.items()}
+    return Chosen(tuple(layers), tuple(data), tuple(products), kinds, uses, tuple(outputs), tuple(left))
 
 
-def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple[str, tuple[ir.Node, int]]]:
-    """Yield, by tensor name, what is added to a rounded layer and to nothing else: the Add and which of its inputs."""
+def _first_use(node: ir.Node, index: int, moves: tuple[str, ...]) -> tuple[ir.Node, int]:
+    """Return the use at which the input of a layer is still where it was computed."""
+    while True:
+        value = node.inputs[index]
+        move = value.producer() if value is not None and only_user(value) is node else None
+        if move is None or move.op_type not in moves:
+            return node, index
+        node, index = move, 0
+
+
+def tensor_of(use: tuple[ir.Node, int]) -> str:
+    """Return the name of the tensor that a node takes there."""
+    return name_of(use[0].inputs[use[1]])
+
+
+def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple[ir.Node, int]]:
+    """Yield the use of what is added to a rounded layer and to nothing else: the Add and which of its inputs."""
     fused = set()
     for linear in layers:
         add = only_user(linear.output)
@@ -122,7 +161,7 @@ def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple
         other = add.inputs[index]
         if other is not None and other.producer() is not None:
             fused.add(add)
-            yield name_of(other), (add, index)
+            yield add, index
 
 
 def name_of(value: ir.Value | None) -> str:
@@ -131,18 +170,27 @@ def name_of(value: ir.Value | None) -> str:
     return str(value.name)
 
 
-def _layer_reason(linear: Linear, question: Question) -> str:
-    """Return why a layer stays, or ""."""
-    recipe, node = question.recipe, linear.node
+def _reason(node: ir.Node, linear: Linear | None, question: Question) -> str:
+    """Return why a layer or a product stays, or ""."""
     name = str(node.outputs[0].name)
     module = question.modules.get(name, "")
-    groups = integer(node, "group", 1)
-    rows = int(linear.weight_shape[linear.in_axis])
-    depthwise = groups > 1 and rows == 1
+    if linear is None and not _is_product(node):
+        return OPAQUE
+    if linear is None and question.placement.factors is None:
+        return PRODUCT
     if name in question.kept:
         return "costs more accuracy than it is worth"
-    if any(fnmatch(module, pattern) for pattern in recipe.floats):
+    if any(fnmatch(module, pattern) for pattern in question.recipe.floats):
         return "the family keeps it"
-    if depthwise and not recipe.depthwise:
+    if linear is not None and _is_depthwise(linear) and not question.recipe.depthwise:
         return "depthwise: bound by memory, not by arithmetic"
     return ""
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Tell whether a node multiplies two activations."""
+    return node.op_type == "MatMul" and all(value is not None and value.const_value is None for value in node.inputs)
+
+
+def _is_depthwise(linear: Linear) -> bool:
+    return integer(linear.node, "group", 1) > 1 and int(linear.weight_shape[linear.in_axis]) == 1

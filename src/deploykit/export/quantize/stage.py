@@ -15,7 +15,8 @@ from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
 from deploykit.export.quantize.grid import Grid
-from deploykit.export.quantize.placement import Chosen, Placement, Question, choose, name_of
+from deploykit.export.quantize.placement import Chosen, Placement, Question, choose
+from deploykit.export.rewrite import get_rewrite
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models.precision import Int8Recipe
 
@@ -70,19 +71,17 @@ def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Map
     Raises:
         BadInputError: The table is another graph's.
     """
-    names = dict.fromkeys([*chosen.edges, *chosen.outputs])
     method = options.recipe.method
-    return {name: grid.activation_grid(table.of(name), options.placement.activations, method) for name in names}
+    return {name: grid.activation_grid(table.of(name), kind, method) for name, kind in chosen.kinds.items()}
 
 
 def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) -> tuple[Weights, ...]:
     """Return every layer's weights on their grid, in order; where biases are integers, fine enough for int32."""
     made = []
-    for linear in chosen.layers:
+    for linear, data in zip(chosen.layers, chosen.data, strict=True):
         least = None
         if placement.integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
-            data = grids[name_of(linear.node.inputs[0])]
-            least = np.abs(linear.bias_values) / (data.scale * MOST_BIAS)
+            least = np.abs(linear.bias_values) / (grids[data].scale * MOST_BIAS)
         made.append(round_weights(linear, least))
     return tuple(made)
 
@@ -94,12 +93,12 @@ class Quantized:
     Attributes:
         chosen: What was rounded, and what was left.
         grids: Of the tensors that are rounded, by name.
-        origins: First outputs of new nodes to the tensors whose module they belong to.
+        modules: First outputs to module paths, as far as they are known.
     """
 
     chosen: Chosen
     grids: Mapping[str, Grid]
-    origins: Mapping[str, str]
+    modules: provenance.Modules
 
 
 def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], options: QuantizeOptions) -> Quantized:
@@ -119,14 +118,16 @@ def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], opt
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     check_model(model)
+    for name in options.placement.rewrites:
+        modules = provenance.carry(modules, get_rewrite(name).apply(model).renames)
     chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
-    if not chosen.layers:
+    if not (chosen.layers or chosen.products):
         raise UnsupportedError(f"no layer can be int8: {chosen.left[0].reason if chosen.left else 'there are none'}")
     grids = grids_of(chosen, table, options)
     emitter = Emitter(model.graph, grids)
     emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
     RemoveUnusedNodesPass()(model)
-    return Quantized(chosen, grids, emitter.origins)
+    return Quantized(chosen, grids, provenance.carry(modules, emitter.origins))
 
 
 def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Facts:
@@ -138,10 +139,10 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
     model = ir.load(graph.path(onnx_files.MODEL))
     done = quantize(model, table, modules, options)
     made = onnx_files.write(model, workspace.folder)
-    known = provenance.carry(modules, done.origins)
-    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, known))
+    provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(made.graph, done.modules))
     return {
         "layers": len(done.chosen.layers),
+        "products": len(done.chosen.products),
         "tensors": len(done.grids),
         "left": [asdict(left) for left in done.chosen.left],
         "weight_bytes": onnx_files.weight_bytes(made),
@@ -160,7 +161,7 @@ def _ensure(_inputs: Inputs, _options: QuantizeOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="quantize",
-    version=1,
+    version=2,
     takes={"graph": "graph", "ranges": "ranges"},
     makes="graph",
     libraries=("onnx", "onnx_ir"),

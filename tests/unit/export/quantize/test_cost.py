@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.unit.export.cast_support import item, table_of
-from tests.unit.export.quantize.test_stage import MODULES, PLACEMENTS, network, options
+from tests.unit.export.quantize.test_stage import MODULES, PLACEMENTS, TOKENS, WIDTH, attention, network, options
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import save_tensors
@@ -77,6 +77,18 @@ def test_multiply_adds_are_those_that_the_runtime_counts(given: dict[str, Item])
     with get_backend("onnxruntime").open(str(given["graph"].path(onnx_files.MODEL)), config) as session:
         executed = session.executed({"x": np.zeros((1, 8, 8, 8), np.float32)})
     assert [layer.macs for layer in executed] == [layer.macs for layer in layers]
+
+
+def test_a_product_of_activations_is_a_layer_that_may_go(tmp_path: Path) -> None:
+    graph = attention(tmp_path / "graph")
+    layers = cost.layers_of(graph, options("openvino"))
+    assert [(layer.node, layer.module, layer.macs) for layer in layers] == [
+        ("qkv", "", TOKENS * 3 * WIDTH * WIDTH),
+        ("scores", "attn", TOKENS * TOKENS * WIDTH),
+        ("mixed", "attn", TOKENS * TOKENS * WIDTH),
+        ("y", "", TOKENS * WIDTH * WIDTH),
+    ]
+    assert [layer.node for layer in cost.layers_of(graph, options("onnxruntime"))] == ["qkv", "y"]
 
 
 def test_the_graph_of_another_table_is_refused(given: dict[str, Item], tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from deploykit.errors import UnsupportedError, UsageError
 from deploykit.export import onnx_files, provenance
 from deploykit.export.engines import onnx as ort_target
 from deploykit.export.engines import openvino as openvino_target
+from deploykit.export.quantize.grid import UINT8
+from deploykit.export.quantize.placement import Placement
 from deploykit.export.quantize.stage import STAGE, QuantizeOptions
 from deploykit.export.stage import Item, Workspace
 from deploykit.models.precision import Int8Recipe
@@ -138,6 +140,21 @@ def test_layers_that_stay_run_in_the_precision_of_the_run(precision: str, tmp_pa
     assert grade_of("int8", precision) == "int8"
 
 
+def test_integer_biases_are_on_the_grid_of_what_is_moved(tmp_path: Path) -> None:
+    nodes = [node("Flatten", "x", "flat"), node("Gemm", "flat,weight,bias", "y")]
+    weights = {"weight": RNG.standard_normal((16, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
+    graph = hub(model(nodes, weights, (1, 4, 2, 2)), tmp_path / "graph")
+    placement = Placement(UINT8, integer_bias=True, moves=("Flatten",))
+    made = quantized(graph, QuantizeOptions(Int8Recipe(method="minmax"), placement), tmp_path)
+    proto = onnx_files.load_whole(made.path(onnx_files.MODEL))
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    nodes_by_output = {given.output[0]: given for given in proto.graph.node}
+    data, weight, bias = (nodes_by_output[f"{name}.dequantized"] for name in ("x", "weight", "bias"))
+    codes, scales = (values[name].astype(np.float64) for name in bias.input[:2])
+    assert np.allclose(scales, values[data.input[1]] * values[weight.input[1]], rtol=1e-6)
+    assert np.all(np.abs(codes * scales - 1) <= scales / 2)
+
+
 def test_layers_named_by_the_caller_stay(tmp_path: Path) -> None:
     made = quantized(network(tmp_path / "graph"), replace(options("openvino"), kept=("a",)), tmp_path)
     assert [left["node"] for left in made.facts["left"]] == ["a"]
@@ -151,3 +168,102 @@ def test_a_float_network_fails_the_gate_of_8_bits_by_name(tmp_path: Path) -> Non
         result = share_gate(session.executed(feed), 0.9)
     assert (result.verdict, result.kind.exit_code, result.value) == (Verdict.FAIL, 8, 0.0)
     assert "too little runs in 8 bits" in result.reason
+
+
+TOKENS, WIDTH, HEADS = 12, 16, 2
+DRAWN = np.random.default_rng(0)
+#: Attention as ViTs are exported: queries, keys and values from one layer, heads by reshape and transpose.
+ATTENTION = [
+    node("MatMul", "x,qkv.weight", "qkv"),
+    node("Reshape", "qkv,heads", "cut"),
+    node("Transpose", "cut", "first", perm=[2, 0, 3, 1, 4]),
+    node("Split", "first", "q1,k1,v1", axis=0, num_outputs=3),
+    *(node("Squeeze", f"{name}1,axes", name) for name in "qkv"),
+    node("Transpose", "k", "turned", perm=[0, 1, 3, 2]),
+    node("MatMul", "q,turned", "scores"),
+    node("Softmax", "scores", "shares", axis=-1),
+    node("MatMul", "shares,v", "mixed"),
+    node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
+    node("Reshape", "back,whole", "joined"),
+    node("MatMul", "joined,proj.weight", "y"),
+]
+ATTENTION_WEIGHTS: dict[str, Array] = {
+    "qkv.weight": DRAWN.standard_normal((WIDTH, 3 * WIDTH)).astype(np.float32) / 4,
+    "heads": np.array([1, TOKENS, 3, HEADS, WIDTH // HEADS]),
+    "axes": np.array([0]),
+    "whole": np.array([1, TOKENS, WIDTH]),
+    "proj.weight": DRAWN.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 4,
+}
+
+
+def attention(folder: Path) -> Item:
+    return hub(model(ATTENTION, ATTENTION_WEIGHTS, (1, TOKENS, WIDTH)), folder, {"scores": "attn", "mixed": "attn"})
+
+
+def quantized_attention(chosen: QuantizeOptions, tmp_path: Path) -> tuple[Item, Item]:
+    graph = attention(tmp_path / "graph")
+    table = table_of(graph, tmp_path / "table", {"shares": (0.0, 1.0)}, rest=(-4.0, 4.0))
+    folder = tmp_path / "int8"
+    folder.mkdir()
+    inputs = {"graph": graph, "ranges": table}
+    return graph, item("graph", folder, STAGE.run(inputs, chosen, Workspace(folder, lambda _done, _total: None)))
+
+
+def test_products_of_activations_stay_where_the_target_has_no_grid_for_them(tmp_path: Path) -> None:
+    _, made = quantized_attention(options("onnxruntime"), tmp_path)
+    assert (made.facts["layers"], made.facts["products"]) == (2, 0)
+    reason = "a product of two activations, which this target doesn't round"
+    assert [(left["node"], left["module"], left["reason"]) for left in made.facts["left"]] == [
+        ("scores", "attn", reason),
+        ("mixed", "attn", reason),
+    ]
+
+
+def test_a_product_named_by_the_caller_stays(tmp_path: Path) -> None:
+    _, made = quantized_attention(replace(options("openvino"), kept=("scores",)), tmp_path)
+    assert made.facts["products"] == 1
+    assert [left["node"] for left in made.facts["left"]] == ["scores"]
+
+
+def test_attention_is_rounded_without_zero_points_before_it_is_moved(tmp_path: Path) -> None:
+    graph, made = quantized_attention(options("openvino"), tmp_path)
+    assert (made.facts["layers"], made.facts["products"], made.facts["left"]) == (2, 2, [])
+    proto = onnx_files.load_whole(made.path(onnx_files.MODEL))
+    rounded = {given.input[0]: given for given in proto.graph.node if given.op_type == "QuantizeLinear"}
+    assert set(rounded) == {"x", "q1", "k1", "v1", "shares", "mixed"}
+    zeros = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    kinds = {name: zeros[rounded[name].input[2]] for name in ("q1", "k1", "v1", "shares")}
+    assert {name: (zero.dtype.name, int(zero)) for name, zero in kinds.items()} == {
+        **dict.fromkeys(("q1", "k1", "v1"), ("int8", 0)),
+        "shares": ("uint8", 0),
+    }
+    feed = {"x": np.random.default_rng(1).uniform(-2, 2, (1, TOKENS, WIDTH)).astype(np.float32)}
+    answers = {}
+    for backend, which in (("onnxruntime", graph), ("onnxruntime", made), ("openvino", made)):
+        config = RunConfig(backend, precision="f32", threads=1)
+        with get_backend(backend).open(str(which.path(onnx_files.MODEL)), config) as session:
+            answers[backend, which is made] = session.infer(feed)["y"]
+    assert drift.sqnr_db(answers["onnxruntime", True], answers["openvino", True]) > 30.0
+    assert drift.sqnr_db(answers["onnxruntime", False], answers["openvino", True]) > 15.0
+
+
+def test_a_runtime_gets_the_rewrites_that_it_is_faster_with(tmp_path: Path) -> None:
+    nodes = [
+        node("Transpose", "x", "last", perm=[0, 2, 3, 1]),
+        node("LayerNormalization", "last,gamma", "normed"),
+        node("Transpose", "normed", "first", perm=[0, 3, 1, 2]),
+        node("Conv", "first,weight", "y"),
+    ]
+    weights = {"gamma": np.ones(8, np.float32), "weight": RNG.standard_normal((4, 8, 1, 1)).astype(np.float32)}
+    graph = hub(model(nodes, weights, (1, 8, 4, 4)), tmp_path / "graph", {"normed": "norm"})
+    table = table_of(graph, tmp_path / "table", {}, rest=(-8.0, 8.0))
+    norms, modules = {}, {}
+    for backend in PLACEMENTS:
+        folder = tmp_path / backend
+        folder.mkdir()
+        STAGE.run({"graph": graph, "ranges": table}, options(backend), Workspace(folder, lambda _done, _total: None))
+        proto = onnx_files.load(folder / onnx_files.MODEL)
+        norms[backend] = sum(given.op_type == "LayerNormalization" for given in proto.graph.node)
+        modules[backend] = provenance.read(folder / onnx_files.MODULES)
+    assert norms == {"onnxruntime": 1, "openvino": 0}
+    assert modules["openvino"]["first"] == "norm"
