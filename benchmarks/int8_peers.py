@@ -236,7 +236,7 @@ def latency_table(model: str, size: int, rows: list[Row], failed: list[Entry], o
     lines = [
         f"## {model}, {size} px",
         "",
-        f"Batch 1, {options.threads} threads, {options.rounds} rounds.",
+        f"Batch 1, threads: {options.threads}, rounds: {options.rounds}.",
         "",
         "| candidate | float part | ran | ms | n | its time over ours, paired (95 % CI) | SQNR, dB | worst cosine |",
         "|---|---|---|---:|---:|---:|---:|---:|",

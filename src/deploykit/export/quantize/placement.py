@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
+from deploykit.export.kernels import is_float
 from deploykit.export.quantize.grid import Kind
-from deploykit.export.rewrites.editing import integer, only_user
+from deploykit.export.rewrites.editing import constant, integer, only_user
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
 
@@ -188,8 +189,8 @@ def _reason(node: ir.Node, linear: Linear | None, question: Question) -> str:
 
 
 def _is_product(node: ir.Node) -> bool:
-    """Tell whether a node multiplies two activations."""
-    return node.op_type == "MatMul" and all(value is not None and value.const_value is None for value in node.inputs)
+    """Tell whether a node multiplies two float32 activations."""
+    return node.op_type == "MatMul" and all(is_float(value) and constant(value) is None for value in node.inputs)
 
 
 def _is_depthwise(linear: Linear) -> bool:

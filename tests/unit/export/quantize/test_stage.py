@@ -219,6 +219,20 @@ def test_products_of_activations_stay_where_the_target_has_no_grid_for_them(tmp_
     ]
 
 
+def test_a_product_in_another_precision_stays(tmp_path: Path) -> None:
+    nodes = [
+        node("Cast", "x", "long", to=onnx.TensorProto.DOUBLE),
+        node("MatMul", "long,long", "square"),
+        node("Cast", "square", "short", to=onnx.TensorProto.FLOAT),
+        node("MatMul", "short,weight", "y"),
+    ]
+    graph = hub(model(nodes, {"weight": np.eye(4, dtype=np.float32)}, (4, 4)), tmp_path / "graph")
+    made = quantized(graph, options("openvino"), tmp_path)
+    assert [(left["node"], left["reason"]) for left in made.facts["left"]] == [
+        ("square", "its weights are not constant float32")
+    ]
+
+
 def test_a_product_named_by_the_caller_stays(tmp_path: Path) -> None:
     _, made = quantized_attention(replace(options("openvino"), kept=("scores",)), tmp_path)
     assert made.facts["products"] == 1
