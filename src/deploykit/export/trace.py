@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit import heap
 from deploykit.errors import BakedAxisError, Hint, InternalError, UnsupportedError
 from deploykit.export import onnx_files, operators, provenance, tidy
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
@@ -53,7 +53,7 @@ def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     written = _write(original, example, rules, options.opset, workspace.folder)
     model = written.model
-    gc.collect()  # modules and programs refer to themselves, and simplifying will hold the weights again
+    heap.release()  # simplifying will hold the weights again
     modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, written.paths))
     onnx_files.strip(model)
     by_dim = {rule.dim: name for name, rule in rules.items()}

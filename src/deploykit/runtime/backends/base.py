@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import registry, telemetry
+from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import InternalError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
@@ -65,10 +65,11 @@ class Session(ABC):
         return {spec.name: np.asarray(feeds[spec.name], dtype=spec.dtype, order="C") for spec in self.inputs}
 
     def close(self) -> None:
-        """Free the runtime's memory. Closing twice is harmless."""
+        """Free the runtime's memory and return it to the system. Closing twice is harmless."""
         if self._open:
             self._open = False
             self._close()
+            heap.trim()
 
     def __enter__(self) -> Session:
         return self
