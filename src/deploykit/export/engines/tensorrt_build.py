@@ -6,8 +6,11 @@ back, is switched off. A dynamic input has one optimization profile, its axes' b
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -67,14 +70,14 @@ def build(
     """
     loaded = library(flavour)
     trt = loaded.trt
-    with loaded.building, loaded.listening() as heard:
+    monitor = _monitor(trt, progress)
+    with loaded.building, loaded.listening() as heard, _interrupts_noted(monitor):
         builder = _made(trt.Builder(loaded.logger), "builder", heard)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, loaded.logger)
         if not parser.parse_from_file(str(graph)):
             raise _refused(loaded, parser, options.modules)
         config = _configured(loaded, builder, options)
-        monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
         serialized = builder.build_serialized_network(network, config)
         if monitor.error is not None:
@@ -206,6 +209,26 @@ def _monitor(trt: Any, progress: Callable[[int, int], None] | None) -> Any:  # n
             """Need nothing done."""
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _interrupts_noted(monitor: Any) -> Iterator[None]:  # noqa: ANN401
+    """Let Ctrl-C end a build by its monitor: what a signal raises inside a callback, the library swallows or crashes of."""
+    before = signal.getsignal(signal.SIGINT)
+    if (
+        threading.current_thread() is not threading.main_thread() or before is None
+    ):  # nothing of Python's is raised here
+        yield
+        return
+
+    def note(_number: int, _frame: object) -> None:
+        monitor.error = monitor.error or KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _refused(loaded: Library, parser: Any, modules: Mapping[str, str]) -> UnsupportedError:  # noqa: ANN401

@@ -135,6 +135,20 @@ def test_ctrl_c_ends_a_build(tmp_path: Path) -> None:
     assert armed.is_set()
 
 
+def test_ctrl_c_at_any_time_ends_a_build_and_is_not_lost_in_a_callback(tmp_path: Path) -> None:
+    path = network(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    for step in (1, 5, 9, 13):
+
+        def interrupt(done: int, _known: int, step: int = step) -> None:
+            if done == step:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            build(RTX, path, FOR_89, interrupt)
+        assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_refused_operator_is_named_with_its_module(tmp_path: Path) -> None:
     bad = onnx.helper.make_node("Det", ["relu"], ["det"], name="odd")
     options = BuildOptions((image(),), (89,), {"odd": "blocks.3.head"})
