@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -92,10 +93,7 @@ class OpenVinoBackend(Backend):
         missing = super().unavailable(config)
         if missing:
             return missing
-        telemetry.switch_off()
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         try:
             device = _device(config, core.available_devices)
         except MissingComponentError as error:
@@ -106,7 +104,7 @@ class OpenVinoBackend(Backend):
         import openvino
 
         properties = _properties(config)
-        core = openvino.Core()
+        core = _core()
         device = _device(config, core.available_devices)
         missing = lacking(config.precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
         if missing:
@@ -143,6 +141,20 @@ class OpenVinoBackend(Backend):
                 "",
             ]
         )
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401 - the library's own
+    """Return the one Core of this process.
+
+    A plugin gives the thread that loads it an alternate signal stack, and the one before back when it is unloaded. Where those
+    of several Cores come and go, the thread is left with one that is freed, and the next signal, Ctrl-C too, is a crash.
+    This one stays.
+    """
+    telemetry.switch_off()
+    import openvino
+
+    return openvino.Core()
 
 
 def lacking(precision: str, capabilities: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,27 @@ def test_a_device_that_is_not_here_is_lacking() -> None:
     assert "OpenVINO has no device 'npu:7' here; it has: cpu" in BACKEND.unavailable(
         RunConfig("openvino", device="npu:7")
     )
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from deploykit.artifact import RunConfig
+from deploykit.runtime.backends.base import get_backend
+backend, config = get_backend("openvino"), RunConfig("openvino", precision="f32")
+first, second = (backend.open(sys.argv[1], config) for _ in range(2))
+for session in (first, second):
+    session.close()
+del first, second, session
+assert backend.unavailable(config) == ""
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("caught")
+"""
+
+
+def test_ctrl_c_after_sessions_have_come_and_gone_is_an_interrupt_and_no_crash() -> None:
+    network = Path(__file__).parents[3] / "golden" / "tensorrt_network.onnx"
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(network)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr
