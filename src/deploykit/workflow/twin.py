@@ -47,7 +47,12 @@ def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgement
         return Twin()
     made, name = draft.judged(), plan.artifact_name(draft.original, cell)
     graph = next(node for node in made.nodes if node.id == name).inputs["graph"]
-    node = Node(f"twin of {name}", reference.twin_stage(run), reference.TwinOptions(run), _inputs(graph))
+    node = Node(
+        f"twin of {name}",
+        reference.twin_stage(run),
+        reference.TwinOptions(run),
+        {"graph": graph, "golden": plan.GOLDEN},
+    )
     needed = made.reaching([graph, plan.GOLDEN, plan.GOLDEN_OUTPUTS])
     results = pipeline.run(Plan(needed.given, (*needed.nodes, node)))
     expected, found = (load_tensors(results[key].item.path(TENSORS)) for key in (plan.GOLDEN_OUTPUTS, node.id))
@@ -57,7 +62,3 @@ def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgement
     blamed = f": {target.title} computes it wrongly" if is_better else ""
     other = get_backend(run.backend).component.title
     return Twin(f"{other} makes {elsewhere:.1f} dB of the same graph, {target.title} {here:.1f} dB{blamed}", is_better)
-
-
-def _inputs(graph: str) -> dict[str, str]:
-    return {"graph": graph, "golden": plan.GOLDEN}
