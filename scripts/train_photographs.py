@@ -10,6 +10,7 @@ not done again, so that a run which was stopped goes on with the network that it
 from __future__ import annotations
 
 import argparse
+import os
 import tarfile
 import time
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def _recipe(model: str, **changes: Any) -> Recipe:  # noqa: ANN401 - fields of a
 #: As `RECIPES`, but for small inputs: photographs of 32 pixels show nothing more in large ones.
 PHOTOGRAPHS: Final[Mapping[str, Recipe]] = {
     "tiny-convnext": _recipe("tiny-convnext", input_size=48, epochs=7, kernels=True),
-    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=12),
+    "tiny-mobilenetv3": _recipe("tiny-mobilenetv3", input_size=48, epochs=16),
     "tiny-efficientnetv2": _recipe("tiny-efficientnetv2", input_size=48, epochs=8),
     "tiny-convnextv2": _recipe("tiny-convnextv2", input_size=48, epochs=9),
     "tiny-dinov2": _recipe(
@@ -118,19 +119,21 @@ def weights_of(model: str, state: Path) -> Path:
     return state / f"{model}-{serde.digest(PHOTOGRAPHS[model])[:8]}.safetensors"
 
 
-def train_network(model: str, photographs: Photographs, state: Path) -> None:
-    """Train a network and write its weights and its log, unless they are there."""
+def train_network(model: str, photographs: Photographs, state: Path, device: str = "cpu") -> None:
+    """Train a network on `device` and write its weights and its log, unless they are there."""
     weights = weights_of(model, state)
     if weights.is_file():
         return
     recipe, classes = PHOTOGRAPHS[model], len(photographs.classes)
     images, held_out = split_off(read(photographs, "train", recipe.input_size), HELD_OUT, recipe.seed)
     log, start = Log(), time.perf_counter()
-    trained = train(recipe, Lesson(classes=classes, images=images, held_out=held_out, augment=mirrored_crops), log)
+    trained = train(
+        recipe, Lesson(classes=classes, images=images, held_out=held_out, augment=mirrored_crops), log, device
+    )
     minutes = (time.perf_counter() - start) / 60
     test = read(photographs, "test", recipe.input_size)
     top1 = float(np.mean(predict(trained, test, recipe.input_size) == test.labels))
-    log.tell(f"\nTop-1 on {len(test.labels)} test images {top1:.4f}; {minutes:.1f} minutes.")
+    log.tell(f"\nTop-1 on {len(test.labels)} test images {top1:.4f}; {minutes:.1f} minutes on {device}.")
     weights.with_suffix(".md").write_text("\n".join([f"# {model}", "", *log.epochs, ""]), encoding="utf-8")
     written = weights.with_suffix(".partial")
     write_weights(trained, written)
@@ -149,12 +152,14 @@ def main() -> None:
     parser.add_argument("--archives", type=Path, required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of what makes a run repeatable")
+    parser.add_argument("--device", default="cpu", help="where it trains; another device gives other weights")
     options = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in any order
     torch.set_num_threads(options.threads)
-    torch.use_deterministic_algorithms(mode=True)
+    torch.use_deterministic_algorithms(mode=True, warn_only=options.device != "cpu")
     photographs = unpack(options.archives, options.state / "photographs")
     for model in options.models or PHOTOGRAPHS:
-        train_network(model, photographs, options.state)
+        train_network(model, photographs, options.state, options.device)
 
 
 if __name__ == "__main__":

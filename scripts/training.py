@@ -1,4 +1,4 @@
-"""Training of small networks on one CPU core: what every set of images shares.
+"""Training of small networks, on one CPU core if need be: what every set of images shares.
 
 Muon and bfloat16 arithmetic, averaged weights that ship, and a start for vision transformers that have few images.
 """
@@ -124,7 +124,7 @@ class _Fp32Conv(nn.Conv2d):
     """A convolution that leaves autocast: depthwise ones are three times slower in bfloat16 than in float32."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name that the base class has
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float())
 
 
@@ -237,44 +237,50 @@ def _lr_factor(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _batches(lesson: Lesson, recipe: Recipe, rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Give one epoch of shuffled, augmented batches; the last incomplete one is left out."""
+def _batches(
+    lesson: Lesson, recipe: Recipe, rng: np.random.Generator, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Give one epoch of shuffled, augmented batches on `device`; the last incomplete one is left out."""
     data = lesson.images
     order = rng.permutation(len(data.labels))
     for start in range(0, len(order) - recipe.batch + 1, recipe.batch):
         chosen = order[start : start + recipe.batch]
         yield (
-            to_input(lesson.augment(data.images[chosen], recipe.input_size, rng)),
-            torch.from_numpy(data.labels[chosen]),
+            to_input(lesson.augment(data.images[chosen], recipe.input_size, rng)).to(device),
+            torch.from_numpy(data.labels[chosen]).to(device),
         )
 
 
 def _settle(model: nn.Module, lesson: Lesson, recipe: Recipe) -> None:
     """Measure the statistics of BatchNorm anew: averages of those of other weights don't fit averaged weights."""
-    batches = _batches(lesson, recipe, np.random.default_rng(recipe.seed))
+    batches = _batches(lesson, recipe, np.random.default_rng(recipe.seed), _device_of(model))
     update_bn(islice(batches, SETTLING_BATCHES), model)
 
 
 def predict(model: nn.Module, data: ImageSet, input_size: int) -> NDArray[np.int64]:
-    """Classify the centre crops in float32; returns the top classes, (N,) int64."""
+    """Classify the centre crops in float32 where the model is; returns the top classes, (N,) int64."""
     model.eval()
-    found = []
+    found, device = [], _device_of(model)
     with torch.inference_mode():
         for start in range(0, len(data.labels), EVAL_BATCH):
             crops = centre_crops(data.images[start : start + EVAL_BATCH], input_size)
-            found.append(model(to_input(crops)).argmax(dim=1).numpy())
+            found.append(model(to_input(crops).to(device)).argmax(dim=1).cpu().numpy())
     return np.concatenate(found)
 
 
-def train(recipe: Recipe, lesson: Lesson, log: Log) -> nn.Module:
-    """Train the recipe from its seed; returns the averaged network in float32."""
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def train(recipe: Recipe, lesson: Lesson, log: Log, device: str = "cpu") -> nn.Module:
+    """Train the recipe from its seed on `device`; returns the averaged network in float32, on the CPU."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = build(recipe, lesson.classes)
     _initialise(model)
     if recipe.local:
         _start_local(model, to_input(lesson.augment(lesson.images.images[:WHITENING_IMAGES], recipe.input_size, rng)))
-    model = _for_training(model, recipe)
+    model = _for_training(model, recipe).to(device)
     follow = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     optimizers = _optimizers(model, recipe)
@@ -287,8 +293,8 @@ def train(recipe: Recipe, lesson: Lesson, log: Log) -> nn.Module:
         start = time.perf_counter()
         model.train()
         losses = []
-        for images, labels in _batches(lesson, recipe, rng):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+        for images, labels in _batches(lesson, recipe, rng, torch.device(device)):
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
                 logits = model(images)
             loss = functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.smoothing)
             model.zero_grad(set_to_none=True)
@@ -305,7 +311,8 @@ def train(recipe: Recipe, lesson: Lesson, log: Log) -> nn.Module:
         log.tell(f"| {epoch} | {np.mean(losses):.4f} | {correct.mean():.4f} | {seconds:.0f} |")
     shipped = build(recipe, lesson.classes)
     own = shipped.state_dict()
-    shipped.load_state_dict({name: value.view_as(own[name]) for name, value in average.module.state_dict().items()})
+    trained = average.module.state_dict()
+    shipped.load_state_dict({name: value.cpu().view_as(own[name]) for name, value in trained.items()})
     return shipped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deploykit import serde
@@ -142,6 +142,10 @@ class RunConfig:
     precision: str = "auto"
     threads: int | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
+
+    def on(self, device: str) -> RunConfig:
+        """Return it on another device; "cuda" is "cuda:0"."""
+        return replace(self, device=f"{device}:0" if device == "cuda" else device)
 
     @property
     def label(self) -> str:

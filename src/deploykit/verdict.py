@@ -197,6 +197,47 @@ class Ratio:
     rounds: int
 
 
+#: Parts of an inference on a GPU, in the order of `GpuTiming`: inputs up, the work itself, results down, and what the host
+#: took to queue the work.
+PHASES: Final = ("upload", "compute", "download", "enqueue")
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What a GPU ran at while it was timed.
+
+    Attributes:
+        sm_mhz: Of its multiprocessors.
+        memory_mhz: Of its memory.
+        limited_by: What kept the clocks down, in the words of NVIDIA's management library; () where nothing did.
+    """
+
+    sm_mhz: int
+    memory_mhz: int
+    limited_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GpuTiming:
+    """The parts of an inference on a GPU, timed by events in its stream; medians in milliseconds.
+
+    Attributes:
+        upload_ms: Inputs to the GPU.
+        compute_ms: The work itself, inputs and outputs in the GPU's memory.
+        download_ms: Outputs from the GPU.
+        enqueue_ms: What the host took to queue the work. More than `compute_ms`: the GPU waits for the host.
+        n: Timed inferences.
+        clocks: Read right after the last of them; None where nothing could tell.
+    """
+
+    upload_ms: float
+    compute_ms: float
+    download_ms: float
+    enqueue_ms: float
+    n: int
+    clocks: Clocks | None
+
+
 @dataclass(frozen=True)
 class Timing:
     """Latency of one candidate, one inference at a time.
@@ -217,6 +258,7 @@ class Timing:
         warmup: Inferences before the first timed one.
         speedup: Time of the original over time of this, paired by round; None for the original.
         measured_at: UTC, ISO 8601.
+        gpu: Its parts, where it ran on a GPU that tells them.
     """
 
     candidate: str
@@ -234,6 +276,7 @@ class Timing:
     warmup: int
     speedup: Ratio | None
     measured_at: str
+    gpu: GpuTiming | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

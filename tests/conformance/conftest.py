@@ -1,4 +1,4 @@
-"""What the conformance suite runs: every registered backend, each as it is and through a worker.
+"""What the conformance suite runs: every registered backend on each of its devices, as it is and through a worker.
 
 A new backend takes part by being registered. If it opens files, it gets the tiny ONNX network below (an IR made of it); a
 backend that opens something else needs a line in `model_for`.
@@ -39,22 +39,23 @@ TOLERANCE = {"f32": 2e-6, "bf16": 2e-2, "f16": 2e-3}
 
 @dataclass(frozen=True)
 class Case:
-    """One backend, one kind of file, with or without a process of its own."""
+    """One backend, one kind of file, one device, with or without a process of its own."""
 
     backend: str
     suffix: str
+    device: str
     worker: bool
 
     @property
     def id(self) -> str:
-        return self.backend + self.suffix + ("-worker" if self.worker else "")
+        return f"{self.backend}{self.suffix}-{self.device}" + ("-worker" if self.worker else "")
 
     def config(self, **settings: Any) -> RunConfig:
-        """How it is run on its own device; threads are for those that have some."""
+        """How it is run on its device; threads are for those that have some."""
         backend = get_backend(self.backend)
         if not backend.threaded and (settings.get("threads") or 0) > 0:
             del settings["threads"]
-        return RunConfig(self.backend, **{"device": backend.device, **settings})
+        return RunConfig(self.backend, **{"device": self.device, **settings})
 
     def open(self, model: str, **settings: Any) -> Session:
         run = self.config(**settings)
@@ -62,9 +63,10 @@ class Case:
 
 
 CASES = [
-    Case(name, suffix, worker)
+    Case(name, suffix, device, worker)
     for name in backend_names()
     for suffix in (get_backend(name).suffixes or ("",))
+    for device in get_backend(name).devices
     for worker in (False, True)
 ]
 
@@ -135,8 +137,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     return found
 
 
-def _unavailable(backend: str) -> str:
-    return get_backend(backend).unavailable(get_backend(backend).default_run())
+def _unavailable(backend: str, device: str | None = None) -> str:
+    run = get_backend(backend).default_run()
+    return get_backend(backend).unavailable(run if device is None else run.on(device))
 
 
 def _to_engines(path: Path, kind: str, flavour: Flavour) -> dict[str, str]:
@@ -182,17 +185,20 @@ def _to_ir(path: Path) -> Path:
 @pytest.fixture(params=CASES, ids=lambda case: case.id)
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
-    if reason := _unavailable(found.backend):
+    if reason := _unavailable(found.backend, found.device):
         pytest.skip(f"{found.backend}: {reason}")
     return found
 
 
 @pytest.fixture(params=[case for case in CASES if case.suffix], ids=lambda case: case.id)
 def reader(request: pytest.FixtureRequest) -> Case:
-    """A case whose library is here: without its device too, it tells good files from bad ones."""
+    """A case whose library is here: without its first device too, it tells good files from bad ones."""
     found: Case = request.param
-    if get_backend(found.backend).component.version() is None:
+    backend = get_backend(found.backend)
+    if backend.component.version() is None:
         pytest.skip(f"{found.backend} is not installed here")
+    if found.device != backend.devices[0] and (reason := _unavailable(found.backend, found.device)):
+        pytest.skip(f"{found.backend}: {reason}")
     return found
 
 

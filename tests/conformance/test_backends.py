@@ -13,7 +13,7 @@ import pytest
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, MissingComponentError, UnsupportedError, UsageError
-from deploykit.runtime.backends.base import Session, Tensor, backend_names, get_backend
+from deploykit.runtime.backends.base import CPU, Session, Tensor, backend_names, get_backend, kind_of
 
 from .conftest import CASES, METADATA, TOLERANCE, Case, image_for, reference_for
 
@@ -90,9 +90,9 @@ def test_computes_in_the_precision_that_it_says(case: Case, model: str, precisio
 def test_what_the_machine_lacks_is_told_without_a_model(case: Case, model: str) -> None:
     """What lacks nothing opens, as far as the runtime takes the precision at all."""
     backend = get_backend(case.backend)
-    assert backend.unavailable(RunConfig(case.backend)) == ""
+    assert backend.unavailable(case.config()) == ""
     for precision in ("f32", "bf16", "f16"):
-        config = RunConfig(case.backend, precision=precision)
+        config = case.config(precision=precision)
         if missing := backend.unavailable(config):
             with pytest.raises(MissingComponentError) as caught:
                 case.open(model, precision=precision)
@@ -113,7 +113,7 @@ def test_says_where_it_ran(case: Case, session: Session) -> None:
     assert session.ran.backend == case.backend
     assert session.ran.version[0].isdigit()
     backend = get_backend(case.backend)
-    assert backend.device.partition(":")[0] in session.ran.device.lower()
+    assert kind_of(case.device) in session.ran.device.lower()
     assert (session.ran.precision, session.ran.threads) == ("f32", 1 if backend.threaded else None)
 
 
@@ -187,7 +187,10 @@ def test_code_reproduces_the_session(case: Case, model: str, session: Session) -
     expected = session.infer(feeds)
     found = names["infer"](feeds)
     assert list(found) == list(expected)
-    np.testing.assert_array_equal(found["logits"], expected["logits"])
+    if kind_of(case.device) == CPU:
+        np.testing.assert_array_equal(found["logits"], expected["logits"])
+    else:  # libraries of GPUs try out what is fastest, anew in each session
+        assert relative_max(expected["logits"], found["logits"]) <= TOLERANCE["f32"]
 
 
 @needs_file

@@ -141,6 +141,18 @@ def test_bench_gates_latency(bundle: Path) -> None:
     assert "the gate asks for at most" in outcome.out
 
 
+def test_a_device_that_is_not_here_is_told_and_nothing_passes(bundle: Path) -> None:
+    outcome = run("verify", str(bundle), "--device", "cuda:7")
+    assert outcome.code == 6
+    assert "0 passed" in outcome.out
+    assert outcome.out.count("not run: ") == 3, "each artifact in each of its ways to run"
+    assert "OpenVINO has no device 'cuda:7'; it runs on cpu and gpu" in outcome.out
+    outcome = run("bench", str(bundle), "--device", "cuda:7")
+    assert outcome.code == 5
+    assert "nothing of this bundle can be timed here" in outcome.err
+    assert run("verify", str(bundle), "--device", "cpu").code == 0
+
+
 def test_results_are_on_stdout_and_quiet_when_piped(tmp_path: Path) -> None:
     outcome = run("export", "tiny-convnext", "--no-bench", "--eval-size", "32", "--out", str(tmp_path / "b"))
     assert "✔ pass" in outcome.out

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from deploykit.cli.source import Device
+
 EXAMPLES = (
     "deploykit bench deploy/tiny-convnext",
     "deploykit bench deploy/tiny-convnext --threads 1 --rounds 40",
     "deploykit bench deploy/tiny-convnext --min-speedup 1.5",
+    "deploykit bench deploy/tiny-convnext --device cuda",
 )
 
 
@@ -25,6 +28,7 @@ def bench(
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rows per inference of a dynamic batch.")
     ] = None,
+    device: Device = None,
     max_ms: Annotated[
         float | None, typer.Option(metavar="MS", help="Fail (exit 4) where a median surely exceeds this.")
     ] = None,
@@ -47,6 +51,7 @@ def bench(
             options,
             LatencyBudget(max_ms=max_ms, min_speedup=min_speedup),
             lambda done, total: step("bursts", done, total),
+            device,
         )
     if as_json:
         from deploykit.runtime.report.records import report_record
@@ -57,6 +62,8 @@ def bench(
 
         console = render.out()
         console.print(terminal.timing_table(report))
+        if any(timing.gpu for timing in report.timings):
+            console.print(terminal.gpu_table(report))
         for line in terminal.complaints(report):
             console.print(line, markup=False)
         console.print(f"{options.rounds} rounds, {options.threads} threads", markup=False)

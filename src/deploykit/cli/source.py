@@ -25,6 +25,9 @@ Interpolation = Annotated[str | None, typer.Option(metavar="NAME", help="bicubic
 CropPct = Annotated[float | None, typer.Option(metavar="SHARE", help="Share of the short side that the crop keeps.")]
 Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean per channel, of values in 0..1.")]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation per channel.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Run everything on it: cpu, cuda, cuda:1; else where each says.")
+]
 Family = Annotated[str | None, typer.Option(metavar="NAME", help="Whose recipes and budgets hold, else by name.")]
 Embedding = Annotated[bool, typer.Option("--embedding", help="Features instead of logits.")]
 

@@ -13,6 +13,7 @@ EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
     "deploykit verify deploy/tiny-convnext --data val/",
     "deploykit verify deploy/tiny-convnext --data labels.csv",
+    "deploykit verify deploy/tiny-convnext --device cuda",
     "deploykit verify model.onnx --reference tiny-convnext",
 )
 
@@ -29,6 +30,7 @@ def verify(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")
     ] = 2000,
+    device: source.Device = None,
     weights: source.Weights = None,
     random_weights: source.RandomWeights = False,
     checkpoint_key: source.CheckpointKey = None,
@@ -58,6 +60,7 @@ def verify(
         reference=reference,
         data=str(data) if data else None,
         eval_size=eval_size,
+        device=device,
         source=source.source_options(
             weights=weights,
             random_weights=random_weights,

@@ -1,4 +1,7 @@
-"""A PyTorch original as a Session, through the same door as every runtime."""
+"""A PyTorch original as a Session, through the same door as every runtime.
+
+On a GPU it is what artifacts are timed against there; what they are judged by was computed on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
 from deploykit.models.original import INPUT_NAME
 from deploykit.models.sources import located, open_module
-from deploykit.runtime.backends.base import Backend, Session, Tensor
+from deploykit.runtime.backends import cuda
+from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor
+from deploykit.runtime.backends.cuda import Lane
+from deploykit.runtime.backends.gpu import GpuSession, Place
 from deploykit.verdict import Ran
 
 if TYPE_CHECKING:
@@ -37,15 +43,79 @@ class TorchSession(Session):
         gc.collect()  # modules refer to themselves, and another copy of the weights may come next
 
 
+class TorchGpuSession(GpuSession):
+    """An original in evaluation mode, float32, eager, on an NVIDIA GPU; memory is PyTorch's, the stream is the lane's."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        output_name: str,
+        ran: Ran,
+        lane: Lane,
+        index: int,
+    ) -> None:
+        import torch
+
+        self._module: torch.nn.Module | None = module.to(f"cuda:{index}")
+        self._stream = torch.cuda.ExternalStream(lane.stream, device=index)  # type: ignore[no-untyped-call]
+        self._feed = self._result = torch.from_numpy(_example(inputs[0])).to(f"cuda:{index}")
+        self._device = self._feed.device
+        super().__init__(inputs, (), ran, lane)
+        lane.enter()
+        self._enqueue()
+        lane.wait()
+        shape = (Axis.unbounded("batch"), *self._result.shape[1:])
+        self.outputs = (TensorSpec(output_name, _numpy_name(self._result), shape),)
+
+    def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
+        import torch
+
+        (name, array), *_ = feeds.items()
+        if self._feed.shape != array.shape:
+            kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            self._feed = torch.empty(array.shape, dtype=kind, device=self._device)
+        return {name: self._feed.data_ptr()}
+
+    def _enqueue(self) -> None:
+        import torch
+
+        assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._result = _tensor(self._module, self._module(self._feed)).contiguous()
+
+    def _results(self) -> dict[str, Place]:
+        found = self._result
+        return {self.outputs[0].name: Place(found.data_ptr(), tuple(found.shape), _numpy_name(found))}
+
+    def _close(self) -> None:
+        import torch
+
+        self._module = None
+        self._feed = self._result = torch.empty(0)
+        gc.collect()
+        torch.cuda.empty_cache()
+        super()._close()
+
+
 class TorchBackend(Backend):
     """PyTorch, eager. `model` is an original's locator, or a plain source.
 
-    `threads` holds for the whole process: PyTorch has one setting.
+    `threads` holds for the whole process: PyTorch has one setting. So does that it multiplies in f32 on a GPU, not in TF32.
     """
 
     name = "torch"
     module = "torch"
     suffixes = ()
+    devices = (CPU, cuda.FIRST)
+
+    def unavailable(self, config: RunConfig) -> str:
+        """Return why there is no such device to run on, or ""."""
+        return super().unavailable(config) or ("" if config.device == CPU else _lacking(config.device))
+
+    def place(self, config: RunConfig) -> str:
+        """Return what the device of `config` is, or why there is none."""
+        return self.unavailable(config) or (CPU if config.device == CPU else cuda.place(config.device))
 
     def _open(self, model: str, config: RunConfig) -> Session:
         import torch
@@ -61,7 +131,9 @@ class TorchBackend(Backend):
                 f"this process lets PyTorch multiply float32 with {matmul!r} precision: that isn't f32"
             )
         spec = TensorSpec(INPUT_NAME, "float32", (Axis.unbounded("batch"), *original.preprocess.input_size))
-        ran = Ran(self.name, torch.__version__, "cpu", "f32", torch.get_num_threads())
+        if config.device != CPU:
+            return _on_gpu(module, spec, original.task, config)
+        ran = Ran(self.name, torch.__version__, CPU, "f32", torch.get_num_threads())
         return TorchSession(module, (spec,), original.task, ran)
 
     def code(self, file: str, config: RunConfig) -> str:
@@ -70,7 +142,7 @@ class TorchBackend(Backend):
         An original is code and weights that deploykit finds by its source, so this is the one snippet that imports deploykit.
         """
         _check(config)
-        task = located(file).task
+        task, on_gpu = located(file).task, config.device != CPU
         threads = [] if config.threads is None else [f"torch.set_num_threads({config.threads})"]
         return "\n".join(
             [
@@ -78,24 +150,49 @@ class TorchBackend(Backend):
                 "from deploykit.models.sources import located, open_module",
                 "",
                 *threads,
-                f"module = open_module(located({file!r}))",
+                f"module = open_module(located({file!r})).to({config.device!r})",
+                *(["torch.backends.cudnn.allow_tf32 = False  # f32 is meant"] if on_gpu else []),
                 "",
                 "",
                 "@torch.inference_mode()",
                 "def infer(feeds):",
-                f"    return {{{task!r}: module(torch.from_numpy(feeds[{INPUT_NAME!r}])).numpy()}}",
+                f"    image = torch.from_numpy(feeds[{INPUT_NAME!r}]).to({config.device!r})",
+                f"    return {{{task!r}: module(image).cpu().numpy()}}",
                 "",
             ]
         )
 
 
 def _check(config: RunConfig) -> None:
-    if config.device != "cpu":
-        raise MissingComponentError(f"originals run on the cpu, not on {config.device!r}")
     if config.precision not in {"auto", "f32"}:
         raise UnsupportedError(f"originals are computed in f32, the reference, not in {config.precision!r}")
     if config.hints:
         raise UsageError(f"PyTorch takes no hints, found {dict(config.hints)}")
+
+
+def _lacking(device: str) -> str:
+    """Return why PyTorch can't run on this GPU here, or ""."""
+    import torch
+
+    if reason := cuda.lacking(device):
+        return reason
+    return "" if torch.cuda.is_available() else f"this PyTorch ({torch.__version__}) can't use the GPU"
+
+
+def _on_gpu(module: torch.nn.Module, spec: TensorSpec, output_name: str, config: RunConfig) -> Session:
+    import torch
+
+    if reason := _lacking(config.device):
+        raise MissingComponentError(reason)
+    torch.backends.cudnn.allow_tf32 = False
+    index, gpu = cuda.gpu_at(config.device)
+    lane = Lane(cuda.driver(), index)
+    try:
+        ran = Ran("torch", torch.__version__, f"{config.device} {gpu.name}", "f32", torch.get_num_threads())
+        return TorchGpuSession(module, (spec,), output_name, ran, lane, index)
+    except BaseException:
+        lane.close()
+        raise
 
 
 def _example(spec: TensorSpec) -> Tensor:
@@ -108,10 +205,20 @@ def _run(module: torch.nn.Module, array: Tensor) -> Tensor:
 
     with torch.inference_mode():
         result = module(torch.from_numpy(array if array.flags.writeable else array.copy()))
+    owned: Tensor = _tensor(module, result).numpy().copy()
+    return owned
+
+
+def _tensor(module: torch.nn.Module, result: object) -> torch.Tensor:
+    import torch
+
     if not isinstance(result, torch.Tensor):
         raise UnsupportedError(f"{type(module).__name__} returns a {type(result).__name__}, not one tensor")
-    owned: Tensor = result.numpy().copy()
-    return owned
+    return result
+
+
+def _numpy_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 BACKEND = TorchBackend()

@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import UsageError
-from deploykit.runtime.backends.base import Tensor, get_backend
+from deploykit.errors import UnsupportedError, UsageError
+from deploykit.runtime.backends.base import Nanoseconds, Tensor, get_backend
+from deploykit.runtime.backends.clocks import clocks
 from deploykit.runtime.worker import WorkerSession, open_in_worker
-from deploykit.verdict import GateKind, GateResult, Ratio, Timing, Verdict
+from deploykit.verdict import PHASES, Clocks, GateKind, GateResult, GpuTiming, Ratio, Timing, Verdict
 
 Feeds = Mapping[str, Tensor]
-Nanoseconds = NDArray[np.int64]
 
 LEAST_BURST: Final = 3
 _PAUSE_SECONDS: Final = 0.01  # lets the threads of the candidate before stop spinning
@@ -125,6 +124,7 @@ def measure(
     *,
     baseline: str | None = "original",
     progress: Callable[[int, int], None] | None = None,
+    refused: Callable[[Candidate, UnsupportedError], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Time the candidates side by side.
 
@@ -132,8 +132,10 @@ def measure(
         candidates: With distinct names, or one name in distinct RunConfigs.
         feeds_for: Inputs of a model to its feeds, with `options.batch` rows where that is set.
         options: How to measure.
-        baseline: Name of the candidate that speed is compared with; None compares nothing.
+        baseline: Name of the candidate that speed is compared with, on the same device where it is timed there; None compares
+            nothing.
         progress: Called with (bursts done, bursts in all), warm-up counted as a burst.
+        refused: Called with a candidate that its runtime refuses, which is then left out; None: that is an error.
 
     Returns:
         One timing per candidate, in their order.
@@ -151,16 +153,21 @@ def measure(
     tell = progress or (lambda _done, _total: None)
     total = len(names) * (options.rounds + 1)
     with ExitStack() as stack:
-        lanes = []
+        lanes: list[_Lane] = []
         for candidate in candidates:
-            lanes.append(_Lane.open(candidate, feeds_for, options, stack))
+            try:
+                lanes.append(_Lane.open(candidate, feeds_for, options, stack))
+            except UnsupportedError as error:
+                if refused is None:
+                    raise
+                refused(candidate, error)
             tell(len(lanes), total)
         for done, index in enumerate(_turns(len(lanes), options.rounds), start=len(lanes) + 1):
             time.sleep(_PAUSE_SECONDS)
             lanes[index].run_burst()
             tell(done, total)
-    base = None if baseline is None else lanes[names.index(baseline)]
-    return tuple(lane.timing(None if lane is base else base) for lane in lanes)
+    bases = [lane for lane in lanes if lane.name == baseline]
+    return tuple(lane.timing(None if lane in bases else lane.base_among(bases)) for lane in lanes)
 
 
 def _turns(lanes: int, rounds: int) -> list[int]:
@@ -187,6 +194,8 @@ class _Lane:
         self._burst = LEAST_BURST
         self._warmup = 0
         self._rounds: list[Nanoseconds] = []
+        self._parts: list[Mapping[str, Nanoseconds]] = []
+        self._clocks: Clocks | None = None
 
     @classmethod
     def open(
@@ -225,8 +234,28 @@ class _Lane:
         self._burst = max(LEAST_BURST, round(options.burst_ms / each))
 
     def run_burst(self) -> None:
-        """Time one burst; its first inference finds caches that others filled, and is left out."""
+        """Time one burst; its first inference finds caches that others filled, and is left out.
+
+        Where the session has parts, those of a few inferences more are timed apart, and the clocks are read.
+        """
         self._rounds.append(self._session.time(self._feeds, self._burst + 1)[1:])
+        if parts := self._session.phases(self._feeds, LEAST_BURST):
+            self._parts.append(parts)
+            self._clocks = clocks(self.device)
+
+    @property
+    def name(self) -> str:
+        """The candidate's."""
+        return self._candidate.name
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self._candidate.run.device
+
+    def base_among(self, bases: Sequence[_Lane]) -> _Lane | None:
+        """Return what this one is compared with: the baseline on the same device, else the first one."""
+        return next((base for base in bases if base.device == self.device), next(iter(bases), None))
 
     @property
     def rounds_ms(self) -> tuple[float, ...]:
@@ -254,7 +283,16 @@ class _Lane:
             warmup=self._warmup + 1,
             speedup=None if base is None else _ratio(base.rounds_ms, self.rounds_ms),
             measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            gpu=self._gpu(),
         )
+
+    def _gpu(self) -> GpuTiming | None:
+        """Sum up the parts: medians over all rounds."""
+        if not self._parts:
+            return None
+        joined = {name: np.concatenate([parts[name] for parts in self._parts]) / 1e6 for name in PHASES}
+        medians = {f"{name}_ms": float(np.median(taken)) for name, taken in joined.items()}
+        return GpuTiming(**medians, n=len(self._parts) * LEAST_BURST, clocks=self._clocks)
 
 
 def _ratio(base_ms: Sequence[float], own_ms: Sequence[float]) -> Ratio:

@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import IO, BinaryIO, Final, NoReturn, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploykit import serde
 from deploykit.artifact import RunConfig, TensorSpec
@@ -34,7 +33,7 @@ from deploykit.errors import (
     ResourceError,
     UsageError,
 )
-from deploykit.runtime.backends.base import Session, Tensor, get_backend
+from deploykit.runtime.backends.base import Nanoseconds, Session, Tensor, get_backend
 from deploykit.runtime.frames import Frame, Header, exception_of, failure_of, receive, send
 from deploykit.verdict import Ran
 
@@ -83,7 +82,7 @@ class WorkerSession(Session):
         """Id of the child's process."""
         return self._child.pid
 
-    def time(self, feeds: Mapping[str, Tensor], iterations: int) -> NDArray[np.int64]:
+    def time(self, feeds: Mapping[str, Tensor], iterations: int) -> Nanoseconds:
         """Measure single inferences, one after another, within the child.
 
         Args:
@@ -108,6 +107,10 @@ class WorkerSession(Session):
         if taken is None or taken.shape != (iterations,) or taken.dtype != np.int64:
             raise InternalError(f"asked for {iterations} times, the worker returned {taken!r}")
         return taken
+
+    def phases(self, feeds: Mapping[str, Tensor], iterations: int) -> dict[str, Nanoseconds]:
+        """As the session in the child measures them. Raises what `time` does."""
+        return self._exchange("phases", {"iterations": iterations}, self._checked(feeds))[1]
 
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._exchange("infer", {}, feeds)[1]
@@ -290,6 +293,7 @@ class _Host:
             "open": self._open,
             "infer": self._infer,
             "time": self._time,
+            "phases": self._phases,
             "close": self._close,
         }
 
@@ -314,6 +318,9 @@ class _Host:
             self._feeds = feeds
         return {}, {"nanoseconds": _timed(self._opened(), self._feeds, header["iterations"])}
 
+    def _phases(self, header: Header, feeds: dict[str, Tensor]) -> Frame:
+        return {}, dict(self._opened().phases(feeds, header["iterations"]))
+
     def _close(self, _: Header, __: dict[str, Tensor]) -> Frame:
         if self._session is not None:
             self._session.close()
@@ -325,7 +332,7 @@ class _Host:
         return self._session
 
 
-def _timed(session: Session, feeds: Mapping[str, Tensor], iterations: int) -> NDArray[np.int64]:
+def _timed(session: Session, feeds: Mapping[str, Tensor], iterations: int) -> Nanoseconds:
     taken = np.zeros(iterations, np.int64)
     clock = time.perf_counter_ns
     collecting = gc.isenabled()

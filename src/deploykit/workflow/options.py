@@ -84,10 +84,12 @@ class VerifyOptions:
         reference: Source of the original, for a bare artifact.
         data: Labelled images, a folder per class or a CSV; needs PyTorch for the original's answers.
         eval_size: How many images of the model's own set a bare artifact is judged on.
+        device: Where everything runs, such as "cuda:0"; None: where its RunConfigs say.
         source: How the original of a bare artifact is opened.
     """
 
     reference: str | None = None
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
+    device: str | None = None
     source: SourceOptions = field(default_factory=SourceOptions)

@@ -14,7 +14,7 @@ from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
-from deploykit.errors import BadInputError, Hint, MissingComponentError, UsageError
+from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
 from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
@@ -22,6 +22,7 @@ from deploykit.runtime import judge
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.drift import Answers
 from deploykit.verdict import Judgement, Report
+from deploykit.workflow.devices import runs_on
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
 
 Progress = Callable[[str, int, int], None]
@@ -69,14 +70,17 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
     for artifact in manifest.artifacts:
-        jobs = [(artifact.name, run, root / artifact.main.path) for run in artifact.runs]
-        found += _judgements(jobs, replace(brief, precision=artifact.precision), progress)
+        jobs = [(artifact.name, run, root / artifact.main.path) for run in runs_on(artifact, options.device)]
+        found += _judgements(
+            jobs, replace(brief, precision=artifact.precision), progress, strict=options.device is None
+        )
     return Report(str(root), tuple(found))
 
 
 def _judgements(
-    jobs: list[tuple[str, RunConfig, Path]], brief: judge.Brief, progress: Progress | None
+    jobs: list[tuple[str, RunConfig, Path]], brief: judge.Brief, progress: Progress | None, *, strict: bool = True
 ) -> Iterator[Judgement]:
+    """Judge each; where not `strict`, one that its runtime refuses on the device that was named for all is not run."""
     for name, run, path in jobs:
 
         def tell(done: int, total: int, name: str = name) -> None:
@@ -84,7 +88,12 @@ def _judgements(
                 progress(name, done, total)
 
         backend = get_backend(run.backend)
-        yield judge.judge(name, run, lambda b=backend, p=path, r=run: b.open(str(p), r), brief, tell)  # type: ignore[misc]
+        try:
+            yield judge.judge(name, run, lambda b=backend, p=path, r=run: b.open(str(p), r), brief, tell)  # type: ignore[misc]
+        except UnsupportedError as error:
+            if strict:
+                raise
+            yield judge.not_run(name, run, error.message)
 
 
 def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Evaluation | None, str]:
@@ -132,4 +141,5 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
     runs = [backend.default_run(precision) for precision in backend.judged]
+    runs = [run.on(options.device) for run in runs] if options.device else runs
     return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from deploykit import serde
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, UnsupportedError, UsageError
 from deploykit.runtime.latency import (
     LEAST_BURST,
     BenchOptions,
@@ -182,6 +183,26 @@ def test_own_threads_and_batch_are_kept(tmp_path: Path) -> None:
     )
     assert (found.run.threads, found.batch, found.n, found.warmup) == (1, 2, LEAST_BURST, LEAST_BURST + 1)
     assert found.speedup is None
+
+
+def test_what_a_runtime_refuses_is_left_out_only_where_that_was_asked_for(tmp_path: Path) -> None:
+    model, bad = chain(tmp_path, 2), replace(RUN, precision="bf16")
+    candidates = [Candidate("original", model, RUN), Candidate("bad", model, bad), Candidate("good", model, RUN)]
+    options = BenchOptions(rounds=1, burst_ms=0, warmup_ms=0)
+    told: list[str] = []
+    found = measure(
+        candidates,
+        lambda inputs: random_feeds(inputs, 1),
+        options,
+        refused=lambda candidate, error: told.append(f"{candidate.name}: {error.message}"),
+    )
+    assert [timing.candidate for timing in found] == ["original", "good"]
+    assert found[1].speedup is not None
+    assert [timing.gpu for timing in found] == [None, None]
+    assert len(told) == 1
+    assert told[0].startswith("bad: ")
+    with pytest.raises(UnsupportedError, match="bf16"):
+        measure(candidates, lambda inputs: random_feeds(inputs, 1), options)
 
 
 def test_wrong_requests(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.support import RAN, gate, judgement, timing
 
 from deploykit.artifact import RunConfig
 from deploykit.runtime.report import terminal
-from deploykit.verdict import Judgement, Report, Timing, Verdict
+from deploykit.verdict import Clocks, GpuTiming, Judgement, Report, Timing, Verdict
 
 METRICS = {"sqnr_db": 123.4, "images": 2000.0, "agreement": 0.9985, "flips": 3.0}
 RUNS = {"ort": RunConfig("onnxruntime", precision="f32"), "openvino": RunConfig("openvino")}
@@ -53,3 +53,19 @@ def test_runtimes_have_short_names_only_where_they_must() -> None:
     assert any(line.startswith("int8.openvino ") for line in few)
     more = lines(Report("bundle", (judged("int8", "openvino"), judged("int8-weights", "openvino"))), 120)
     assert [line.split()[0] for line in more if ".ov " in line] == ["int8.ov", "int8-weights.ov"]
+
+
+def test_the_parts_on_a_gpu_are_told_with_clocks_and_with_what_limits_them() -> None:
+    run = RunConfig("onnxruntime", device="cuda:0")
+    parts = GpuTiming(upload_ms=0.1, compute_ms=1.0, download_ms=0.2, enqueue_ms=0.3, n=60, clocks=None)
+    bound = replace(parts, enqueue_ms=0.95, clocks=Clocks(1980, 3201, ("power cap",)))
+    timings = tuple(
+        replace(timing(), candidate=f"net.{name}.ort", run=run, gpu=gpu)
+        for name, gpu in {"fp32": parts, "fp16": bound, "int8": None}.items()
+    )
+    text = io.StringIO()
+    Console(file=text, width=100).print(terminal.gpu_table(Report("bundle", timings=timings)))
+    shown = text.getvalue().splitlines()
+    assert any("fp32.ort" in line and "1.000" in line and "not told" in line for line in shown)
+    assert any("1980" in line and "the GPU waits for the host; slowed by power cap" in line for line in shown)
+    assert not any("int8" in line for line in shown)

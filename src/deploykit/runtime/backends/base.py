@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
-from deploykit.errors import InternalError, UnsupportedError, UsageError
+from deploykit.errors import InternalError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
 from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
+Nanoseconds = NDArray[np.int64]
 GROUP = "deploykit.backends"
+CPU = "cpu"
 
 
 class Session(ABC):
@@ -92,6 +94,11 @@ class Session(ABC):
         """
         raise UnsupportedError(f"{self.ran.backend} doesn't tell in which precision its layers run: {sorted(feeds)}")
 
+    def phases(self, feeds: Mapping[str, Tensor], iterations: int) -> dict[str, Nanoseconds]:  # noqa: ARG002 - none here
+        """Return how long each part of `iterations` inferences took, (iterations,) each, by name; {} where it has no parts."""
+        self._checked(feeds)
+        return {}
+
     @abstractmethod
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
@@ -108,7 +115,7 @@ class Backend(ABC):
         suffixes: Of the main files that it opens.
         judged: Precisions that a file is judged in: full precision, and the runtime's own choice where that may differ.
         stands_in: It computes as another machine would: good to judge by, not to run an application on or to time.
-        device: That it runs on where none is named.
+        devices: That it can run on, the one where none is named first; of GPUs the first.
         threaded: A RunConfig may say how many threads compute.
     """
 
@@ -117,7 +124,7 @@ class Backend(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     judged: ClassVar[tuple[str, ...]] = ("f32",)
     stands_in: ClassVar[bool] = False
-    device: ClassVar[str] = "cpu"
+    devices: ClassVar[tuple[str, ...]] = (CPU,)
     threaded: ClassVar[bool] = True
 
     @property
@@ -127,13 +134,13 @@ class Backend(ABC):
 
     def default_run(self, precision: str = "auto") -> RunConfig:
         """Return how it runs where only a precision is asked for."""
-        return RunConfig(self.name, device=self.device, precision=precision)
+        return RunConfig(self.name, device=self.devices[0], precision=precision)
 
-    def unavailable(self, config: RunConfig) -> str:  # noqa: ARG002 - where there are devices, it names one
+    def unavailable(self, config: RunConfig) -> str:
         """Return why nothing can run as `config` says on this machine, or "" where something can."""
         if self.component.version() is None:
             return f"{self.component.title} is not installed here"
-        return ""
+        return self._misplaced(config)
 
     def place(self, config: RunConfig) -> str:
         """Return what this machine has for the device of `config`: no verdict is carried over from other things."""
@@ -161,8 +168,15 @@ class Backend(ABC):
         if self.suffixes and not model.endswith(self.suffixes):
             raise UsageError(f"{self.name} opens {' and '.join(self.suffixes)} files, not {model!r}")
         self.component.require()
+        if misplaced := self._misplaced(config):
+            raise MissingComponentError(misplaced)
         telemetry.switch_off()
         return self._open(model, config)
+
+    def _misplaced(self, config: RunConfig) -> str:
+        if kind_of(config.device) in map(kind_of, self.devices):
+            return ""
+        return f"{self.component.title} has no device {config.device!r}; it runs on {' and '.join(self.devices)}"
 
     @abstractmethod
     def _open(self, model: str, config: RunConfig) -> Session: ...
@@ -170,6 +184,11 @@ class Backend(ABC):
     @abstractmethod
     def code(self, file: str, config: RunConfig) -> str:
         """Return stock Python that opens `file` as `config` says, without deploykit."""
+
+
+def kind_of(device: str) -> str:
+    """Return what kind of device it is, without its number: "cuda" of "cuda:0"."""
+    return device.partition(":")[0]
 
 
 def get_backend(name: str) -> Backend:

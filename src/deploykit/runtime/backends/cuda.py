@@ -12,6 +12,8 @@ import ctypes
 import functools
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,9 +24,13 @@ from deploykit.errors import Hint, MissingComponentError, ResourceError, Unsuppo
 
 #: The driver's library, where systems look for it.
 LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+#: The device that is meant where none is named.
+FIRST: Final = "cuda:0"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING: never waits for the default stream
 _OUT_OF_MEMORY: Final = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_TIMED_EVENT: Final = 0  # CU_EVENT_DEFAULT
+_THREAD_LOCAL: Final = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do isn't captured
 _NAME_BYTES: Final = 256
 
 
@@ -131,6 +137,32 @@ def gpu_at(device: str) -> tuple[int, Gpu]:
     return index, gpus[index]
 
 
+def lacking(device: str) -> str:
+    """Return why there is no such device here, or "" where there is."""
+    try:
+        gpu_at(device)
+    except MissingComponentError as error:
+        return error.message
+    return ""
+
+
+def bus_id(index: int) -> str:
+    """Return the PCI address of a GPU, by which other libraries know it: "0000:06:00.0"."""
+    text = ctypes.create_string_buffer(_NAME_BYTES)
+    driver().call("cuDeviceGetPCIBusId", text, _NAME_BYTES, index)
+    return text.value.decode()
+
+
+def place(device: str) -> str:
+    """Return the GPU's name, its architecture and the driver's version.
+
+    Raises:
+        MissingComponentError: No driver, no GPU, or no such device.
+    """
+    _, gpu = gpu_at(device)
+    return f"{gpu.name} SM {gpu.capability} driver {driver().version}"
+
+
 class Lane:
     """Memory and a stream on one GPU. The thread that made it uses it; `close` gives all back.
 
@@ -197,6 +229,37 @@ class Lane:
         """
         self._driver.call("cuStreamSynchronize", self._stream)
 
+    @contextmanager
+    def marks(self, count: int) -> Iterator[Marks]:
+        """Lend `count` marks that can be set in the stream."""
+        handles = [ctypes.c_void_p() for _ in range(count)]
+        for handle in handles:
+            self._driver.call("cuEventCreate", ctypes.byref(handle), _TIMED_EVENT)
+        try:
+            yield Marks(self._driver, self._stream, handles)
+        finally:
+            for handle in handles:
+                self._driver.call("cuEventDestroy_v2", handle)
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """Note what `enqueue` queues instead of doing it; the graph does all of it at once, on the same memory.
+
+        Raises:
+            UnsupportedError: The driver can't capture it, or nothing was queued.
+        """
+        captured, graph = ctypes.c_void_p(), ctypes.c_void_p()
+        self._driver.call("cuStreamBeginCapture_v2", self._stream, _THREAD_LOCAL)
+        try:
+            try:
+                enqueue()
+            finally:
+                self._driver.call("cuStreamEndCapture", self._stream, ctypes.byref(captured))
+            self._driver.call("cuGraphInstantiateWithFlags", ctypes.byref(graph), captured, ctypes.c_uint64(0))
+        finally:
+            if captured:
+                self._driver.call("cuGraphDestroy", captured)
+        return Graph(self._driver, self._stream, graph)
+
     def close(self) -> None:
         """Give memory, stream and context back."""
         for name in list(self._blocks):
@@ -207,3 +270,39 @@ class Lane:
     def _release(self, name: str) -> None:
         if name in self._blocks:
             self._driver.call("cuMemFree_v2", self._blocks.pop(name)[0])
+
+
+class Marks:
+    """Points in a stream between which time is measured."""
+
+    def __init__(self, driver: Driver, stream: ctypes.c_void_p, handles: list[ctypes.c_void_p]) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._handles = handles
+
+    def set(self, index: int) -> None:
+        """Queue a mark: it is passed when everything queued before it is done."""
+        self._driver.call("cuEventRecord", self._handles[index], self._stream)
+
+    def milliseconds(self, first: int, last: int) -> float:
+        """Return the milliseconds between two marks that were passed; a step is about half a microsecond."""
+        taken = ctypes.c_float()
+        self._driver.call("cuEventElapsedTime", ctypes.byref(taken), self._handles[first], self._handles[last])
+        return taken.value
+
+
+class Graph:
+    """Work that was captured: launched as a whole, it costs the host one call."""
+
+    def __init__(self, driver: Driver, stream: ctypes.c_void_p, handle: ctypes.c_void_p) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._handle = handle
+
+    def launch(self) -> None:
+        """Queue it."""
+        self._driver.call("cuGraphLaunch", self._handle, self._stream)
+
+    def close(self) -> None:
+        """Give it back; it must not be running."""
+        self._driver.call("cuGraphExecDestroy", self._handle)

@@ -11,7 +11,6 @@ The runtime must leave the roundings alone: its optimizer is switched off.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,14 +20,8 @@ from deploykit.artifact import RunConfig
 from deploykit.errors import BadInputError, UnsupportedError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
-from deploykit.runtime.backends.onnxruntime import (
-    OnnxRuntimeSession,
-    first_line,
-    foreign,
-    provider,
-    session_options,
-    translated,
-)
+from deploykit.runtime.backends.onnxruntime import CPU_PROVIDER, OnnxRuntimeSession, session_options
+from deploykit.runtime.backends.onnxruntime_files import first_line, foreign, translated
 from deploykit.runtime.backends.rounding import types_of, write_roundings
 from deploykit.verdict import Executed, Ran
 
@@ -60,7 +53,6 @@ class EmulatorBackend(Backend):
 
         if config.precision not in {"auto", *_PRECISIONS}:
             raise UnsupportedError(f"the emulator computes in {', '.join(_PRECISIONS)}, not in {config.precision!r}")
-        chosen = provider(dataclasses.replace(config, precision="auto"), onnxruntime.get_available_providers())
         path = checked_model(model)
         data, precision = _rounded(path, config)
 
@@ -69,11 +61,11 @@ class EmulatorBackend(Backend):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.resolve().parent))
             try:
-                return onnxruntime.InferenceSession(data, options, providers=[chosen])
+                return onnxruntime.InferenceSession(data, options, providers=[CPU_PROVIDER])
             except foreign() as error:
                 raise translated(path, error) from error
 
-        ran = Ran(self.name, onnxruntime.__version__, chosen, precision, config.threads)
+        ran = Ran(self.name, onnxruntime.__version__, CPU_PROVIDER, precision, config.threads)
         return EmulatorSession(path, opened(), ran, opened)
 
     def code(self, file: str, config: RunConfig) -> str:

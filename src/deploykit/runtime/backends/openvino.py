@@ -87,6 +87,7 @@ class OpenVinoBackend(Backend):
     module = "openvino"
     suffixes = (".xml", ".onnx")
     judged = ("f32", "auto")
+    devices = tuple(_DEVICES)
 
     def unavailable(self, config: RunConfig) -> str:
         """Return what this machine lacks: OpenVINO, the device, or the precision on it."""

@@ -21,10 +21,13 @@ from deploykit.errors import (
 )
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import Backend, Session, Tensor
+from deploykit.runtime.backends.gpu import GpuSession, Place
 from deploykit.runtime.backends.tensorrt_library import NATIVE, RTX, Flavour, Library, library, plain
 from deploykit.runtime.backends.tensorrt_record import EngineRecord, check_gpu, check_version, read_engine
 from deploykit.verdict import Executed, Ran, grade_of
 
+#: The hint that lets one launch do what an inference queues.
+GRAPHS: Final = "cuda_graph"
 #: TensorRT's types that numpy has too.
 _DTYPES: Final[Mapping[str, str]] = {
     "FLOAT": "float32",
@@ -46,15 +49,29 @@ _FINDINGS: Final[Mapping[str, tuple[type[DeploykitError], str]]] = {
 }
 
 
-class TensorRtSession(Session):
-    """An engine on a GPU: one execution context, one stream, memory that grows with the largest batch so far."""
+class TensorRtSession(GpuSession):
+    """An engine on a GPU: one execution context, one stream, memory that grows with the largest batch so far.
 
-    def __init__(self, record: EngineRecord, engine: Any, context: Any, lane: cuda.Lane, ran: Ran) -> None:  # noqa: ANN401
-        super().__init__(record.inputs, record.outputs, ran)
+    With `graphs`, what an inference queues is captured once for each set of shapes and addresses, and launched as a whole.
+    """
+
+    def __init__(
+        self,
+        record: EngineRecord,
+        engine: Any,  # noqa: ANN401 - the library has no types
+        context: Any,  # noqa: ANN401
+        lane: cuda.Lane,
+        ran: Ran,
+        *,
+        graphs: bool,
+    ) -> None:
+        super().__init__(record.inputs, record.outputs, ran, lane)
         self._record = record
         self._engine = engine
         self._context = context
-        self._lane = lane
+        self._graphs = graphs
+        self._places: dict[str, Place] = {}
+        self._captured: tuple[object, cuda.Graph] | None = None
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -70,35 +87,53 @@ class TensorRtSession(Session):
         self._checked(feeds)
         return self._record.layers or super().executed(feeds)
 
-    def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         lane, context = self._lane, self._context
-        lane.enter()
         for name, array in feeds.items():
             self._must(context.set_input_shape(name, array.shape), f"shape {list(array.shape)} of {name!r}")
         unknown = context.infer_shapes()
         self._must(not unknown, f"these shapes, which leave {unknown} open")
-        for name, array in feeds.items():
-            address = lane.block(name, array.nbytes)
-            lane.upload(array, address)
-            self._must(context.set_tensor_address(name, address), f"the address of {name!r}")
-        found: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        inputs = {name: Place(lane.block(name, array.nbytes), array.shape, "") for name, array in feeds.items()}
+        outputs: dict[str, Place] = {}
         for spec in self.outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
-            address = lane.block(spec.name, _bytes(shape, spec.dtype))
-            self._must(context.set_tensor_address(spec.name, address), f"the address of {spec.name!r}")
-            found[spec.name] = address, shape, spec.dtype
-        self._must(context.execute_async_v3(lane.stream), "to run")
-        results = {name: lane.download(*place) for name, place in found.items()}
-        lane.wait()
-        return results
+            outputs[spec.name] = Place(lane.block(spec.name, _bytes(shape, spec.dtype)), shape, spec.dtype)
+        for name, place in (inputs | outputs).items():
+            self._must(context.set_tensor_address(name, place.address), f"the address of {name!r}")
+        self._places = inputs | outputs
+        return {name: place.address for name, place in inputs.items()}
+
+    def _enqueue(self) -> None:
+        if not self._graphs:
+            self._execute()
+            return
+        if self._captured is None or self._captured[0] != self._places:
+            self._forget()
+            self._execute()  # what a first run of these shapes sets up can't be captured
+            self._lane.wait()
+            self._captured = self._places, self._lane.capture(self._execute)
+        self._captured[1].launch()
+
+    def _execute(self) -> None:
+        context = self._context
+        self._must(context.execute_async_v3(self._lane.stream), "to run")
+
+    def _results(self) -> dict[str, Place]:
+        return {spec.name: self._places[spec.name] for spec in self.outputs}
 
     def _must(self, done: bool, what: str) -> None:  # noqa: FBT001 - what TensorRT returns
         if not done:
             raise UnsupportedError(f"{self.ran.backend} refuses {what}")
 
+    def _forget(self) -> None:
+        if self._captured is not None:
+            self._captured[1].close()
+            self._captured = None
+
     def _close(self) -> None:
+        self._forget()
         self._context = self._engine = None
-        self._lane.close()
+        super()._close()
 
 
 class TensorRtBackend(Backend):
@@ -112,31 +147,19 @@ class TensorRtBackend(Backend):
     name = module = NATIVE.module
     suffixes = NATIVE.suffixes
     judged = ("auto",)
-    device = "cuda:0"
+    devices = (cuda.FIRST,)
     threaded = False
 
     def unavailable(self, config: RunConfig) -> str:
         """Return why there is no GPU to run on, or ""."""
-        missing = super().unavailable(config)
-        if missing:
-            return missing
-        try:
-            cuda.gpu_at(config.device)
-        except MissingComponentError as error:
-            return error.message
-        return ""
+        return super().unavailable(config) or cuda.lacking(config.device)
 
     def place(self, config: RunConfig) -> str:
         """Return the GPU's name, its architecture and the driver's version, or why there is none."""
-        reason = self.unavailable(config)
-        if reason:
-            return reason
-        _, gpu = cuda.gpu_at(config.device)
-        return f"{gpu.name} SM {gpu.capability} driver {cuda.driver().version}"
+        return self.unavailable(config) or cuda.place(config.device)
 
     def _open(self, model: str, config: RunConfig) -> Session:
-        if config.hints:
-            raise UsageError(f"{self.flavour.title} takes no hints, found {', '.join(config.hints)}")
+        graphs = wants_graphs(config, self.flavour)
         path = Path(model)
         record, plan = read_engine(path, self.flavour)
         grade = grade_of(record.precision, "f32")
@@ -149,9 +172,9 @@ class TensorRtBackend(Backend):
         ran = Ran(self.name, loaded.version, f"{config.device} {gpu.name}", grade, None)
         lane = cuda.Lane(cuda.driver(), index)
         try:
-            engine, context = _load(path, plan, loaded, lane)
+            engine, context = _load(path, plan, loaded, lane, graphs=graphs)
             check_interface(path, record, engine)
-            return TensorRtSession(record, engine, context, lane, ran)
+            return TensorRtSession(record, engine, context, lane, ran, graphs=graphs and not self.flavour.ahead)
         except BaseException:
             lane.close()
             raise
@@ -200,7 +223,19 @@ def infer(feeds):
 """
 
 
-def _load(path: Path, plan: bytes, loaded: Library, lane: cuda.Lane) -> tuple[Any, Any]:
+def wants_graphs(config: RunConfig, flavour: Flavour) -> bool:
+    """Tell whether a RunConfig asks for CUDA graphs.
+
+    Raises:
+        UsageError: It has another hint, or another value.
+    """
+    unknown = [f"{key}={value}" for key, value in config.hints.items() if key != GRAPHS or value not in {"on", "off"}]
+    if unknown:
+        raise UsageError(f"{flavour.title} takes no hint but {GRAPHS}=on or off, found {', '.join(unknown)}")
+    return config.hints.get(GRAPHS) == "on"
+
+
+def _load(path: Path, plan: bytes, loaded: Library, lane: cuda.Lane, *, graphs: bool) -> tuple[Any, Any]:
     """Deserialize an engine and make its execution context.
 
     Raises:
@@ -222,7 +257,7 @@ def _load(path: Path, plan: bytes, loaded: Library, lane: cuda.Lane) -> tuple[An
                 f"{path} needs {needed / 1e6:,.0f} MB on the GPU, {free / 1e6:,.0f} MB are free",
                 Hint("--profile batch=MIN,OPT,MAX", "with a smaller MAX needs less"),
             )
-        context = engine.create_execution_context(*_runtime_config(loaded, engine))
+        context = engine.create_execution_context(*_runtime_config(loaded, engine, graphs=graphs))
         if context is None:
             raise UnsupportedError(f"{loaded.flavour.title} can't prepare {path}: {said(heard)}")
     return engine, context
@@ -239,13 +274,18 @@ def _check_validity(path: Path, plan: bytes, loaded: Library, runtime: Any) -> N
             raise kind(f"{path} {words}, says {loaded.flavour.title} {loaded.version}")
 
 
-def _runtime_config(loaded: Library, engine: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    """Return what a context is made with: kernels for a new shape are compiled before it runs, not while slower ones do."""
+def _runtime_config(loaded: Library, engine: Any, *, graphs: bool) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return what a context is made with: kernels for a new shape are compiled before it runs, not while slower ones do.
+
+    A library that takes this captures its graphs by itself.
+    """
     if not loaded.flavour.ahead:
         return ()
     trt = loaded.trt
     runtime_config = engine.create_runtime_config()
     runtime_config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    if graphs:
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     return (runtime_config,)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.artifact import RunConfig
-from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Report, Timing, Verdict
+from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Repair, Report, Timing, Verdict
 
 MARKS = {
     Verdict.PASS: ("✔ pass", "green"),
@@ -23,6 +23,8 @@ MARKS = {
 SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 #: Columns that names of artifacts leave to the rest of a table of 80.
 NAME_WIDTH = 16
+#: Where queueing the work takes this share of the work's own time, the host is what limits it.
+HOST_BOUND = 0.9
 #: How many modules a line names.
 NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
@@ -40,7 +42,7 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
     """
     model, names = short_names([judgement.artifact for judgement in report.judgements])
     names = _narrow(names)
-    grid = _grid(f"{model} · {conditions(report)}")
+    grid = _grid(" · ".join(filter(None, (model, conditions(report)))))
     speed = f"ms (× {_baseline(report)})"
     for title in ("artifact", "size", "run as", "drift", "agreement", speed, "verdict"):
         right = title in {"size", "drift", "agreement", speed}
@@ -97,7 +99,7 @@ def conditions(report: Report) -> str:
 def timing_table(report: Report) -> Table:
     """Return one row per timed candidate: percentiles, count, and speed against the original with its interval."""
     model, names = short_names([t.candidate for t in report.timings if t.speedup is not None])
-    grid = _grid(f"{model} · {conditions(report)}")
+    grid = _grid(" · ".join(filter(None, (model, conditions(report)))))
     grid.add_column("candidate")
     grid.add_column("run as", no_wrap=True)
     for title in ("median ms", "p90", "p99", "n", f"× {_baseline(report)} (95 %)"):
@@ -114,6 +116,30 @@ def timing_table(report: Report) -> Table:
             *(f"{figure:.2f}" for figure in figures),
             f"{timing.n:,}",
             speed,
+        )
+    return grid
+
+
+def gpu_table(report: Report) -> Table:
+    """Return one row per candidate that ran on a GPU: its parts in milliseconds, and the clocks it was timed at."""
+    _, names = short_names([t.candidate for t in report.timings if t.speedup is not None])
+    grid = _grid("on the GPU, median ms")
+    grid.add_column("candidate")
+    for title in (*PHASES, "SM MHz"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    grid.add_column("")
+    for timing in report.timings:
+        if timing.gpu is None:
+            continue
+        parts = [getattr(timing.gpu, f"{name}_ms") for name in PHASES]
+        clocks = timing.gpu.clocks
+        remarks = ["the GPU waits for the host"] if timing.gpu.enqueue_ms > HOST_BOUND * timing.gpu.compute_ms else []
+        remarks += [f"slowed by {', '.join(clocks.limited_by)}"] if clocks and clocks.limited_by else []
+        grid.add_row(
+            names.get(timing.candidate, timing.candidate),
+            *(f"{part:.3f}" for part in parts),
+            f"{clocks.sm_mhz}" if clocks else "not told",
+            "; ".join(remarks),
         )
     return grid
 

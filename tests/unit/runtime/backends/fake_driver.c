@@ -53,6 +53,31 @@ int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *strea
     memcpy(target, (const void *)(uintptr_t)source, size);
     return stream == (void *)(uintptr_t)4096 ? 0 : 1;
 }
+/* Events: a counter stands for the time, one millisecond per event. A capture takes no copies, and a graph counts its launches. */
+static int marks = 0, graphs = 0, launched = 0, capturing = 0;
+static float ticks[64];
+int cuEventCreate(void **event, unsigned flags) { marks++; *event = (void *)(uintptr_t)marks; return flags == 0 ? 0 : 1; }
+int cuEventDestroy_v2(void *event) { marks--; return 0; }
+int cuEventRecord(void *event, void *stream) {
+    static float now = 0;
+    ticks[(uintptr_t)event % 64] = now += 1;
+    return stream == (void *)(uintptr_t)4096 ? 0 : 1;
+}
+int cuEventElapsedTime(float *taken, void *first, void *last) { *taken = ticks[(uintptr_t)last % 64] - ticks[(uintptr_t)first % 64]; return pending ? 600 : 0; }
+int cuStreamBeginCapture_v2(void *stream, int mode) { capturing = 1; return mode == 1 ? 0 : 1; }
+int cuStreamEndCapture(void *stream, void **graph) {
+    int status = capturing ? setting("FAKE_CUDA_CAPTURE", 0) : 1;
+    capturing = 0;
+    *graph = status ? NULL : (void *)(uintptr_t)7;
+    graphs += status == 0;
+    return status;
+}
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) { *executable = (void *)(uintptr_t)8; graphs++; return graph == (void *)(uintptr_t)7 && !flags ? 0 : 1; }
+int cuGraphDestroy(void *graph) { graphs--; return 0; }
+int cuGraphExecDestroy(void *executable) { graphs--; return 0; }
+int cuGraphLaunch(void *executable, void *stream) { launched++; pending++; return executable == (void *)(uintptr_t)8 ? 0 : 1; }
+int cuDeviceGetPCIBusId(char *text, int size, int device) { strncpy(text, device ? "0000:07:00.0" : "0000:06:00.0", size); return 0; }
 /* For the tests alone: what is still held, and whether anything is queued that was not waited for. */
-int fakeHeld(void) { return blocks + streams + contexts; }
+int fakeHeld(void) { return blocks + streams + contexts + marks + graphs; }
 int fakePending(void) { return pending; }
+int fakeLaunched(void) { return launched; }

@@ -87,10 +87,11 @@ class Engine:
         return self.script.tensors[name][1]
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None)
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, cuda_graph_strategy=None)
 
     def create_execution_context(self, *arguments: Any) -> Context | None:
         self.script.calls += [f"strategy {one.dynamic_shapes_kernel_specialization_strategy}" for one in arguments]
+        self.script.calls += [f"graphs {one.cuda_graph_strategy}" for one in arguments]
         return Context(self.script) if self.script.said("create_execution_context") else None
 
 
@@ -121,5 +122,6 @@ def module(script: Script) -> Any:
     return SimpleNamespace(
         Runtime=lambda _logger: Runtime(script),
         EngineInvalidityDiagnostics=SimpleNamespace(**FINDINGS),
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE_GRAPH_CAPTURE"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="EAGER"),
     )

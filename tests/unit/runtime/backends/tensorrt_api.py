@@ -26,7 +26,7 @@ CLASSES = (
     *("IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor"),
     *("IRuntimeConfig", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime"),
     *("TensorIOMode", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy", "EngineInvalidityDiagnostics"),
-    *("EngineValidity", "Logger"),
+    *("CudaGraphStrategy", "EngineValidity", "Logger"),
 )
 
 

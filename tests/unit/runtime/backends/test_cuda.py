@@ -85,3 +85,56 @@ def test_a_failure_on_the_gpu_is_told_when_it_is_waited_for(
     with pytest.raises(UnsupportedError, match=r"cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         lane.wait()
     lane.close()
+
+
+def test_time_is_measured_between_marks_and_the_marks_are_given_back(driver: ctypes.CDLL) -> None:
+    lane = cuda.Lane(cuda.driver(), 0)
+    with lane.marks(3) as marks:
+        for index in range(3):
+            marks.set(index)
+        assert (marks.milliseconds(0, 1), marks.milliseconds(0, 2)) == (1.0, 2.0)
+        assert driver.fakeHeld() == 5, "three marks, a stream, a context"
+    assert driver.fakeHeld() == 2
+    lane.close()
+
+
+def test_a_graph_is_captured_launched_and_given_back(driver: ctypes.CDLL) -> None:
+    lane = cuda.Lane(cuda.driver(), 0)
+    before, queued = driver.fakeLaunched(), []
+    graph = lane.capture(lambda: queued.append("once"))
+    assert queued == ["once"]
+    graph.launch()
+    graph.launch()
+    assert driver.fakeLaunched() - before == 2
+    graph.close()
+    lane.close()
+    assert driver.fakeHeld() == 0
+
+
+def test_what_fails_while_it_is_captured_is_told_and_the_stream_is_free_again(driver: ctypes.CDLL) -> None:
+    lane = cuda.Lane(cuda.driver(), 0)
+
+    def refuse() -> None:
+        raise UnsupportedError("no")
+
+    with pytest.raises(UnsupportedError, match="no"):
+        lane.capture(refuse)
+    lane.capture(lambda: None).close()
+    lane.close()
+    assert driver.fakeHeld() == 0
+
+
+def test_what_cannot_be_captured_is_refused(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CUDA_CAPTURE", "700")
+    lane = cuda.Lane(cuda.driver(), 0)
+    with pytest.raises(UnsupportedError, match="refuses cuStreamEndCapture"):
+        lane.capture(lambda: None)
+    lane.close()
+    assert driver.fakeHeld() == 0
+
+
+def test_a_device_has_a_place_or_a_reason(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cuda.place("cuda:1") == "Fake 4090 SM 89 driver 13010"
+    assert cuda.bus_id(1) == "0000:07:00.0"
+    assert cuda.lacking("cuda:0") == ""
+    assert "no device 'cuda:5'" in cuda.lacking("cuda:5")

@@ -90,7 +90,7 @@ def test_what_a_processor_lacks(precision: str, capabilities: tuple[str, ...], w
 
 
 def test_a_device_that_is_not_here_is_lacking() -> None:
-    assert "OpenVINO has no device 'npu:7' here; it has: cpu" in BACKEND.unavailable(
+    assert "OpenVINO has no device 'npu:7'; it runs on cpu and gpu" in BACKEND.unavailable(
         RunConfig("openvino", device="npu:7")
     )
 

@@ -28,7 +28,7 @@ from deploykit.runtime.backends import cuda, tensorrt
 from deploykit.runtime.backends.base import Backend, get_backend
 from deploykit.runtime.backends.tensorrt_library import NATIVE, RTX, Flavour, plain
 from deploykit.runtime.backends.tensorrt_record import SUFFIX, VERSION, EngineRecord, here, read_engine
-from deploykit.verdict import Executed
+from deploykit.verdict import PHASES, Executed
 
 from .fake_tensorrt import FINDINGS, Context, Engine, Runtime, Script, module
 from .tensorrt_api import recorded
@@ -74,9 +74,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
         )
 
     monkeypatch.setattr(tensorrt, "library", library)
-    monkeypatch.setattr(
-        tensorrt.TensorRtBackend, "component", SimpleNamespace(require=lambda: HERE, version=lambda: HERE)
-    )
+    component = SimpleNamespace(require=lambda: HERE, version=lambda: HERE, title="TensorRT")
+    monkeypatch.setattr(tensorrt.TensorRtBackend, "component", component)
     return made
 
 
@@ -147,8 +146,10 @@ def test_options_that_mean_nothing_here_are_refused(tmp_path: Path, script: Scri
     path = str(write(tmp_path))
     with pytest.raises(UsageError, match="no threads to choose"):
         tensorrt.RTX_BACKEND.open(path, RunConfig("tensorrt_rtx", device="cuda:0", threads=2))
-    with pytest.raises(UsageError, match="no hints, found speed"):
+    with pytest.raises(UsageError, match="no hint but cuda_graph=on or off, found speed=1"):
         tensorrt.RTX_BACKEND.open(path, RunConfig("tensorrt_rtx", device="cuda:0", hints={"speed": "1"}))
+    with pytest.raises(UsageError, match="found cuda_graph=yes"):
+        tensorrt.RTX_BACKEND.open(path, RunConfig("tensorrt_rtx", device="cuda:0", hints={"cuda_graph": "yes"}))
 
 
 def test_another_version_of_the_library_is_a_lack_with_the_line_that_mends_it(tmp_path: Path, script: Script) -> None:
@@ -164,7 +165,7 @@ def test_engines_of_the_native_library_stay_on_their_system(tmp_path: Path, scri
     change = lambda record: replace(record, platform="Windows AMD64")  # noqa: E731
     with pytest.raises(MissingComponentError, match="built on Windows AMD64 and runs there alone"):
         opened(write(tmp_path, NATIVE, change), backend=tensorrt.BACKEND)
-    with pytest.raises(MissingComponentError, match="no CUDA device"):
+    with pytest.raises(MissingComponentError, match="has no device 'cpu'; it runs on cuda:0"):
         opened(write(tmp_path, RTX, change), device="cpu")
 
 
@@ -276,8 +277,8 @@ def test_an_inference_goes_by_the_book(tmp_path: Path, script: Script, driver: c
         image = np.arange(6, dtype=np.float32).reshape(2, 3)
         np.testing.assert_array_equal(session.infer({"x": image})["y"], 2 * image)
         assert script.calls == [
-            *("set_input_shape", "infer_shapes", "set_tensor_address"),
-            *("get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+            *("set_input_shape", "infer_shapes", "get_tensor_shape"),
+            *("set_tensor_address", "set_tensor_address", "execute_async_v3"),
         ]
         assert driver.fakePending() == 0, "what is returned has arrived"
         for rows in (8, 1, 5):
@@ -299,6 +300,41 @@ def test_kernels_for_new_shapes_are_compiled_before_they_are_timed(
     script.calls.clear()
     opened(write(tmp_path, NATIVE), backend=tensorrt.BACKEND).close()
     assert not any(call.startswith("strategy") for call in script.calls)
+
+
+def test_a_graph_is_captured_once_for_each_set_of_shapes(tmp_path: Path, script: Script, driver: ctypes.CDLL) -> None:
+    run = RunConfig("tensorrt", device="cuda:0", hints={"cuda_graph": "on"})
+    before = driver.fakeLaunched()
+    with tensorrt.BACKEND.open(str(write(tmp_path, NATIVE)), run) as session:
+        for rows in (2, 2, 2, 5, 5):
+            session.infer({"x": np.zeros((rows, 3), np.float32)})
+        assert script.calls.count("execute_async_v3") == 4, "for each size one run and one capture"
+        assert driver.fakeLaunched() - before == 5
+        script.refuses = "execute_async_v3"
+        with pytest.raises(UnsupportedError, match="tensorrt refuses to run"):
+            session.infer({"x": np.zeros((7, 3), np.float32)})
+    assert driver.fakeHeld() == 0
+
+
+def test_a_library_that_captures_graphs_itself_is_told_to(tmp_path: Path, script: Script, driver: ctypes.CDLL) -> None:
+    run = RunConfig("tensorrt_rtx", device="cuda:0", hints={"cuda_graph": "on"})
+    before = driver.fakeLaunched()
+    with tensorrt.RTX_BACKEND.open(str(write(tmp_path)), run) as session:
+        session.infer({"x": np.zeros((2, 3), np.float32)})
+    assert "graphs WHOLE_GRAPH_CAPTURE" in script.calls
+    assert driver.fakeLaunched() == before
+
+
+def test_the_parts_of_an_inference_are_timed_apart(tmp_path: Path, script: Script, driver: ctypes.CDLL) -> None:
+    with opened(write(tmp_path)) as session:
+        parts = session.phases({"x": np.zeros((2, 3), np.float32)}, 5)
+        assert {name: part.shape for name, part in parts.items()} == dict.fromkeys(PHASES, (5,))
+        for name in ("upload", "compute", "download"):
+            np.testing.assert_array_equal(parts[name], 1_000_000)
+        assert (parts["enqueue"] > 0).all()
+        with pytest.raises(UsageError, match="takes shape"):
+            session.phases({"x": np.zeros((9, 3), np.float32)}, 1)
+    assert driver.fakeHeld() == 0
 
 
 @pytest.mark.parametrize("call", ["set_input_shape", "infer_shapes", "set_tensor_address", "execute_async_v3"])

@@ -1,0 +1,158 @@
+"""ONNX Runtime's CUDA provider: an ONNX file that runs on an NVIDIA GPU, all of it or not at all.
+
+ONNX Runtime goes on without a provider that it can't load, and gives the CPU every node that a provider can't run; both are
+errors here. TF32 is off where f32 is asked for: ONNX Runtime has it on by itself, and that isn't f32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from deploykit.artifact import RunConfig
+from deploykit.errors import Hint, MissingComponentError, UnsupportedError
+from deploykit.runtime.backends import cuda
+from deploykit.runtime.backends.base import Tensor
+from deploykit.runtime.backends.gpu import GpuSession, Place
+from deploykit.runtime.backends.onnxruntime_files import failed, first_line, foreign, specs, translated
+from deploykit.verdict import Ran
+
+PROVIDER: Final = "CUDAExecutionProvider"
+#: From this compute capability on, float32 products run in TF32 where that is allowed.
+_TF32_FROM: Final = 80
+_NO_CPU_NODES: Final = "session.disable_cpu_ep_fallback"
+_LEFT_TO_CPU: Final = "assigned to the default CPU EP"
+_NO_WAIT: Final = "disable_synchronize_execution_providers"
+_DEVICE: Final = "cuda"
+_SILENT: Final = 4
+
+
+class OnnxRuntimeCudaSession(GpuSession):
+    """An ONNX file on a GPU; inputs are bound to the lane's memory, outputs to memory of ONNX Runtime's own."""
+
+    def __init__(self, path: Path, session: Any, ran: Ran, lane: cuda.Lane, index: int) -> None:  # noqa: ANN401 - untyped
+        import onnxruntime
+
+        super().__init__(*specs(path, session), ran, lane)
+        self._path = path
+        self._session = session
+        self._index = index
+        self._binding: Any = None
+        self._values: list[Any] = []
+        self._metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry(_NO_WAIT, "1")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata_props."""
+        return self._metadata
+
+    def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
+        self._shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        self._binding = self._session.io_binding()
+        addresses = {name: self._lane.block(name, array.nbytes) for name, array in feeds.items()}
+        for name, array in feeds.items():
+            kind = np.dtype(array.dtype).type
+            self._binding.bind_input(name, _DEVICE, self._index, kind, list(array.shape), addresses[name])
+        for spec in self.outputs:
+            self._binding.bind_output(spec.name, _DEVICE, self._index)
+        return addresses
+
+    def _enqueue(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except foreign() as error:
+            raise failed(self._path, self._shapes, error) from error
+
+    def _results(self) -> dict[str, Place]:
+        self._values = self._binding.get_outputs()
+        pairs = zip(self.outputs, self._values, strict=True)
+        return {spec.name: Place(value.data_ptr(), tuple(value.shape()), spec.dtype) for spec, value in pairs}
+
+    def _close(self) -> None:
+        self._values, self._binding, self._session = [], None, None
+        super()._close()
+
+
+def lacking(device: str) -> str:
+    """Return why ONNX Runtime can't run on this GPU here, or "" as far as that is known before a file is opened."""
+    import onnxruntime
+
+    if PROVIDER not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider: it takes onnxruntime-gpu in its place"
+    return cuda.lacking(device)
+
+
+def open_on_gpu(path: Path, config: RunConfig, options_for: Callable[[], Any]) -> OnnxRuntimeCudaSession:
+    """Open an ONNX file on the GPU that `config` names; `options_for` makes a session's options.
+
+    Raises:
+        MissingComponentError: No such GPU, or the provider can't be loaded.
+        BadInputError: The file can't be read.
+        UnsupportedError: The provider can't run every node of it.
+    """
+    import onnxruntime
+
+    if reason := lacking(config.device):
+        raise MissingComponentError(reason, Hint("pip install 'deploykit[gpu]'", "after: pip uninstall onnxruntime"))
+    index, gpu = cuda.gpu_at(config.device)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find; whether that matters shows below
+        onnxruntime.preload_dlls()
+    onnxruntime.set_default_logger_severity(_SILENT)  # cuDNN's tries that fail are none of the user's business
+    if config.precision not in {"auto", "f32"}:
+        raise UnsupportedError(
+            f"{PROVIDER} computes in f32, not in {config.precision!r}: what is lower stands in the graph"
+        )
+    grade = "tf32" if config.precision == "auto" and gpu.capability >= _TF32_FROM else "f32"
+    lane = cuda.Lane(cuda.driver(), index)
+    try:
+        settings = {**_settings(config, index), "user_compute_stream": str(lane.stream)}
+        session = _opened(path, settings, options_for)
+        where = f"{PROVIDER} {config.device} {gpu.name}"
+        ran = Ran("onnxruntime", onnxruntime.__version__, where, grade, config.threads)
+        return OnnxRuntimeCudaSession(path, session, ran, lane, index)
+    except BaseException:
+        lane.close()
+        raise
+
+
+def _settings(config: RunConfig, index: int) -> dict[str, str]:
+    return {"device_id": str(index), "use_tf32": str(int(config.precision == "auto"))}
+
+
+def provider_code(config: RunConfig) -> str:
+    """Return the provider that `config` names, as Python."""
+    index = config.device.partition(":")[2] or "0"
+    return repr((PROVIDER, _settings(config, int(index))))
+
+
+def _opened(path: Path, settings: Mapping[str, str], options_for: Callable[[], Any]) -> Any:  # noqa: ANN401
+    import onnxruntime
+
+    def session(strict: str) -> Any:  # noqa: ANN401
+        options = options_for()
+        options.add_session_config_entry(_NO_CPU_NODES, strict)
+        return onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDER, settings)], enable_fallback=0)
+
+    try:
+        found = session("1")
+    except foreign() as error:
+        if _LEFT_TO_CPU not in str(error):
+            raise translated(path, error) from error
+        found = session("0")
+        if PROVIDER in found.get_providers():
+            raise UnsupportedError(
+                f"ONNX Runtime would run a part of {path} on the CPU: {first_line(error)}"
+            ) from error
+    if PROVIDER not in found.get_providers():
+        raise MissingComponentError(
+            f"ONNX Runtime {onnxruntime.__version__} can't load its CUDA provider and would run {path} on the CPU",
+            Hint("pip install 'onnxruntime-gpu[cuda,cudnn]'", "brings the libraries of CUDA and cuDNN that it needs"),
+        )
+    return found
