@@ -43,7 +43,7 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Precision float16, with float32 where half overflows.")] = False,
     bf16: Annotated[
         bool,
-        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the processor can: OpenVINO only."),
+        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the hardware can: OpenVINO, TensorRT."),
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Precision int8, calibrated on --calib.")] = False,
     int8_weights: Annotated[

@@ -288,12 +288,18 @@ def _as_it_is(setting: Setting, _cell: Cell, _target: Target) -> Chain:
     return Chain(setting.hub)
 
 
-def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
+def _half(setting: Setting, cell: Cell, target: Target) -> Chain:
     """Cast by the ranges of the calibration images, where there are any, else of the golden inputs."""
-    measured = _ranges(setting)
-    options = cast.CastOptions(cell.precision, setting.family.islands)
-    node = Node(f"cast-{cell.precision}", cast.STAGE, options, {"graph": setting.hub, "ranges": measured[-1].id})
+    measured, without = _ranges(setting), target.without.get(cell.precision, ())
+    options = cast.CastOptions(cell.precision, setting.family.islands, without)
+    name = f"cast-{cell.precision}" + (f"-{target.name}" if without else "")
+    node = Node(name, cast.STAGE, options, {"graph": setting.hub, "ranges": measured[-1].id})
     return Chain(node.id, (*measured, node))
+
+
+def _bfloat16(setting: Setting, cell: Cell, target: Target) -> Chain:
+    """Cast where the graph says what layers compute in; else store the weights, and leave that to the run."""
+    return (_half if target.typed else _stored)(setting, cell, target)
 
 
 def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
@@ -351,7 +357,7 @@ PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {
     "fp16": _half,
     "int8": _int8,
     "int8-weights": _stored,
-    "bf16": _stored,
+    "bf16": _bfloat16,
 }
 #: Those that need calibration images, and those that make use of them.
 CALIBRATED = frozenset({"int8"})

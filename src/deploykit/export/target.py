@@ -51,6 +51,8 @@ class Target:
         static: Precisions that it computes rightly only where every axis is fixed.
         twin: Another runtime that opens the graph that the files are made of, to tell a wrong runtime from a bad graph; None
             where there is none.
+        typed: Layers compute in the type that stands in the graph, so that half precision is cast, never stored alone.
+        without: By half precision, operators that it has none of in it: they stay float32.
         refuses: Precisions that others take, to the reason why it doesn't.
         capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
         bounded: It is built for a range of each open axis, and tuned for one size in it.
@@ -67,6 +69,8 @@ class Target:
     placement: Placement | None = None
     static: frozenset[str] = frozenset()
     twin: RunConfig | None = None
+    typed: bool = False
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bounded: bool = False

@@ -37,7 +37,8 @@ class Flavour:
         ahead: It builds without a GPU, for architectures that are named.
         portable: Its plans run under any operating system.
         opsets: By major version, the last ONNX opset that it is known to take.
-        without_kernels: Operators with the type of their first input, in ONNX's names, that it parses and can't build.
+        without_kernels: Operators with the type of their first input, in ONNX's names, that it can't build, whatever its
+            parser says.
     """
 
     module: str
@@ -55,6 +56,8 @@ class Flavour:
         return COMPONENTS[self.module].title
 
 
+#: Seen of TensorRT for RTX 1.7; TensorRT's own parser is of the same make.
+_NO_BFLOAT16: Final = frozenset((operator, "BFLOAT16") for operator in ("ConvTranspose", "HardSwish", "Mish"))
 NATIVE: Final = Flavour(
     module="tensorrt",
     magic=b"ftrt",
@@ -63,6 +66,7 @@ NATIVE: Final = Flavour(
     ahead=False,
     portable=False,
     opsets={"10": 20, "11": 24},
+    without_kernels=_NO_BFLOAT16,
 )
 RTX: Final = Flavour(
     module="tensorrt_rtx",
@@ -72,7 +76,7 @@ RTX: Final = Flavour(
     ahead=True,
     portable=True,
     opsets={"1": 24},
-    without_kernels=frozenset({("Attention", "FLOAT")}),
+    without_kernels=frozenset({("Attention", "FLOAT")}) | _NO_BFLOAT16,
 )
 FLAVOURS: Final = (NATIVE, RTX)
 

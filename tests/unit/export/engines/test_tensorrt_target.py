@@ -63,9 +63,10 @@ def workspace(folder: Path) -> Workspace:
     return Workspace(folder, lambda _done, _total: None)
 
 
-def half(made: Item, ranges: Item, folder: Path) -> Item:
+def half(made: Item, ranges: Item, folder: Path, precision: str = "fp16") -> Item:
     space = workspace(folder)
-    return item("graph", folder, cast.STAGE.run({"graph": made, "ranges": ranges}, cast.CastOptions("fp16"), space))
+    options = cast.CastOptions(precision, without=target.TARGET.without.get(precision, ()))
+    return item("graph", folder, cast.STAGE.run({"graph": made, "ranges": ranges}, options, space))
 
 
 def rounded(made: Item, ranges: Item, folder: Path) -> Item:
@@ -80,7 +81,7 @@ def package(made: Item, folder: Path, options: PackageOptions = OPTIONS) -> Item
     return item("artifact", folder, target.TARGET.stage.run({"graph": made}, options, space))
 
 
-@pytest.mark.parametrize(("precision", "found"), [("fp16", "float"), ("int8", "float")])
+@pytest.mark.parametrize(("precision", "found"), [("fp16", "float"), ("bf16", "float"), ("int8", "float")])
 def test_a_graph_of_another_precision_is_refused_before_anything_is_built(
     tmp_path: Path, precision: str, found: str
 ) -> None:
@@ -140,14 +141,14 @@ def test_the_placement_answers_as_the_float_graph_does(tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", "f32"), ("fp16", "f16"), ("int8", "int8")])
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "int8")])
 def test_engines_compute_in_what_was_asked_for(tmp_path: Path, precision: str, kind: str) -> None:
     made = graph(tmp_path / "graph", "batch")
     table = table_of(made, tmp_path / "table", {})
     if precision == "int8":
         made = rounded(made, table, tmp_path / "int8")
     if precision != "fp32":
-        made = half(made, table, tmp_path / "half")
+        made = half(made, table, tmp_path / "half", {"int8": "fp16"}.get(precision, precision))
     rows = Axis("batch", 1, 4, 16)
     options = replace(OPTIONS, precision=precision, axes={"batch": rows})
     artifact = package(made, tmp_path / "made", options)
@@ -178,3 +179,34 @@ def test_all_that_cannot_be_built_is_told_at_once_with_modules(tmp_path: Path) -
         "  Gemm 'fc' of module 'head.fc': a float32 product has no kernel for SM 75",
     ]
     assert [hint.action.split()[0] for hint in caught.value.hints] == ["--dynamic", "--fp16,"]
+
+
+@needs_rtx
+def test_what_has_no_bfloat16_kernel_is_float32_in_a_bfloat16_engine(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x,stem.weight", "a", pads=[1, 1, 1, 1], name="stem"),
+        node("HardSwish", "a", "b"),
+        *NODES[2:],
+    ]
+    made = hub(model(nodes, WEIGHTS, (1, 8, 8, 8), opset=22), tmp_path / "graph", MODULES)
+    table = table_of(made, tmp_path / "table", {})
+    typed = half(made, table, tmp_path / "half", "bf16")
+    artifact = package(typed, tmp_path / "made", replace(OPTIONS, precision="bf16"))
+    record, _ = read_engine(artifact.path("net.trt-rtx.engine"), RTX)
+    assert Counter(layer.precision for layer in record.layers if layer.name in {"stem", "block"}) == {"bf16": 2}
+    whole = item(
+        "graph",
+        tmp_path / "whole",
+        cast.STAGE.run({"graph": made, "ranges": table}, cast.CastOptions("bf16"), workspace(tmp_path / "whole")),
+    )
+    with pytest.raises(UnsupportedError, match=r"HardSwish '.*': TensorRT for RTX has no kernel of it for bfloat16"):
+        package(whole, tmp_path / "refused", replace(OPTIONS, precision="bf16"))
+
+
+@needs_rtx
+def test_bfloat16_is_not_for_turing(tmp_path: Path) -> None:
+    made = graph(tmp_path / "graph")
+    typed = half(made, table_of(made, tmp_path / "table", {}), tmp_path / "half", "bf16")
+    with pytest.raises(UnsupportedError, match="bfloat16 is not for SM 75") as caught:
+        package(typed, tmp_path / "made", replace(OPTIONS, precision="bf16", capabilities=(75, 86)))
+    assert caught.value.exit_code == 8
