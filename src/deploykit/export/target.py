@@ -47,7 +47,7 @@ class Target:
         endings: Of the files that share a stem, the main file's first.
         stage: Makes the files from the hub graph.
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
-        placement: How it wants Q/DQ; None where it takes no int8.
+        placements: By precision, how it wants Q/DQ.
         static: Precisions that it computes rightly only where every axis is fixed.
         twin: Another runtime that opens the graph that the files are made of, to tell a wrong runtime from a bad graph; None
             where there is none.
@@ -66,7 +66,7 @@ class Target:
     endings: tuple[str, ...]
     stage: Stage[PackageOptions]
     runs: Mapping[str, tuple[RunConfig, ...]]
-    placement: Placement | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
     static: frozenset[str] = frozenset()
     twin: RunConfig | None = None
     typed: bool = False

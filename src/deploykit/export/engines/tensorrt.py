@@ -16,7 +16,7 @@ from deploykit.export.engines.onnx import write_onnx
 from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, build_ordered, endings_of, refusals, trtexec
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
-from deploykit.export.quantize.grid import INT8
+from deploykit.export.quantize.grid import E4M3, INT8
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
@@ -28,14 +28,22 @@ if TYPE_CHECKING:
     import onnx
 
 #: Type of weights that a graph of each precision must hold.
-_WEIGHTS: Final[Mapping[str, str]] = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
+_WEIGHTS: Final[Mapping[str, str]] = {
+    "fp32": "FLOAT",
+    "fp16": "FLOAT16",
+    "bf16": "BFLOAT16",
+    "int8": "INT8",
+    "fp8": "FLOAT8E4M3FN",
+}
 #: Architectures that TensorRT for RTX builds for: Turing has no float32 products and no bfloat16, and runs int8 in half.
+#: fp8 came with Ada.
 _GPUS: Final = (80, 86, 89, 120, 121)
 CAPABILITIES: Final[Mapping[str, tuple[int, ...]]] = {
     "fp32": _GPUS,
     "fp16": (75, *_GPUS),
     "bf16": _GPUS,
     "int8": _GPUS,
+    "fp8": (89, 120, 121),
 }
 #: Operators that multiply by weights or by one another.
 _LAYERS: Final = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -182,12 +190,16 @@ def _stage(flavour: Flavour) -> Stage[PackageOptions]:
     )
 
 
-_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
+_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8")
 #: Operators that stay float32 among bfloat16.
 _WITHOUT: Final = {
     "bf16": tuple(sorted(operator for operator, kind in NATIVE.without_kernels if kind == "BFLOAT16")),
 }
-_PLACEMENT: Final = Placement(INT8, residuals=("Conv",), rest="fp16")
+_PLACEMENTS: Final = {
+    "int8": Placement(INT8, residuals=("Conv",), rest="fp16"),
+    # Sums aren't rounded for it: floats of three digits would cost the residual more than they could win.
+    "fp8": Placement(E4M3, rest="fp16", weights=E4M3, depthwise=False),
+}
 TARGET = Target(
     name="trt-rtx",
     title=RTX.title,
@@ -195,7 +207,7 @@ TARGET = Target(
     endings=endings_of(RTX),
     stage=_stage(RTX),
     runs=dict.fromkeys(_PRECISIONS, (RunConfig(RTX.module, device=DEVICE),)),
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
     typed=True,
     without=_WITHOUT,
     capabilities=CAPABILITIES,
@@ -208,7 +220,7 @@ NATIVE_TARGET = Target(
     endings=endings_of(NATIVE),
     stage=_stage(NATIVE),
     runs=dict.fromkeys(_PRECISIONS, (RunConfig(NATIVE.module, device=DEVICE),)),
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
     typed=True,
     without=_WITHOUT,
     bounded=True,
@@ -231,9 +243,9 @@ GRAPH_TARGET = Target(
     ),
     runs={
         name: (RunConfig("emulator", precision=ran),)
-        for name, ran in (("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "f16"))
+        for name, ran in (("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "f16"), ("fp8", "f16"))
     },
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
     typed=True,
     without=_WITHOUT,
     bounded=True,

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 from deploykit.export.kernels import is_float
-from deploykit.export.quantize.grid import Kind
+from deploykit.export.quantize.grid import INT8, Kind
 from deploykit.export.rewrites.editing import constant, integer, only_user
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
@@ -36,6 +36,8 @@ class Placement:
         factors: Grid of both factors of a product of two activations, such as QK^T; None leaves them as they are.
         moves: Operators that only move values, before which this runtime wants them rounded.
         rewrites: Exact changes, of `deploykit.export.rewrite.REWRITES`, that only this runtime is faster with.
+        weights: Grid of weights.
+        depthwise: It has kernels in 8 bits for convolutions of one channel per group.
     """
 
     activations: Kind
@@ -46,6 +48,8 @@ class Placement:
     factors: Kind | None = None
     moves: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
+    weights: Kind = INT8
+    depthwise: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,9 @@ class Chosen:
     """What is to be rounded.
 
     Attributes:
-        layers: Layers whose weights become int8.
+        layers: Layers whose weights are rounded.
         data: Tensor that each layer's input is rounded as, by name, in their order.
-        products: Products of two activations that become int8.
+        products: Products of two activations that are rounded.
         kinds: Grid of every tensor that is rounded, by name.
         edges: Uses of tensors that take the rounded values: node and index of the input, by tensor name.
         outputs: Tensors of which every use takes the rounded values.
@@ -183,9 +187,14 @@ def _reason(node: ir.Node, linear: Linear | None, question: Question) -> str:
         return "costs more accuracy than it is worth"
     if any(fnmatch(module, pattern) for pattern in question.recipe.floats):
         return "the family keeps it"
-    if linear is not None and _is_depthwise(linear) and not question.recipe.depthwise:
-        return "depthwise: bound by memory, not by arithmetic"
-    return ""
+    return _of_depthwise(question) if linear is not None and _is_depthwise(linear) else ""
+
+
+def _of_depthwise(question: Question) -> str:
+    """Return why a convolution of one channel per group stays, or ""."""
+    if not question.placement.depthwise:
+        return "depthwise: this target has no such kernel in 8 bits"
+    return "" if question.recipe.depthwise else "depthwise: bound by memory, not by arithmetic"
 
 
 def _is_product(node: ir.Node) -> bool:

@@ -42,12 +42,14 @@ NODES = [
     node("Gemm", "e,fc.weight", "y"),
 ]
 MODULES = {"a": "stem.conv", "c": "blocks.0.deep", "y": "head.fc"}
-PLACEMENTS = {"onnxruntime": ort_target.TARGET.placement, "openvino": openvino_target.TARGET.placement}
+PLACEMENTS = {
+    "onnxruntime": ort_target.TARGET.placements["int8"],
+    "openvino": openvino_target.TARGET.placements["int8"],
+}
 
 
 def options(backend: str, recipe: Int8Recipe | None = None) -> QuantizeOptions:
     placement = PLACEMENTS[backend]
-    assert placement is not None
     return QuantizeOptions(recipe or Int8Recipe(method="minmax"), placement)
 
 
