@@ -17,7 +17,7 @@ from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import SYMMETRIC, UINT8
-from deploykit.export.quantize.placement import Placement
+from deploykit.export.quantize.placement import MOVES, Placement
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
 
@@ -121,7 +121,7 @@ TARGET = Target(
         "int8": Placement(
             UINT8,
             factors=SYMMETRIC,
-            moves=("Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+            moves=MOVES,
             rewrites=("channel-norms",),
         )
     },

@@ -196,9 +196,9 @@ _WITHOUT: Final = {
     "bf16": tuple(sorted(operator for operator, kind in NATIVE.without_kernels if kind == "BFLOAT16")),
 }
 _PLACEMENTS: Final = {
-    "int8": Placement(INT8, residuals=("Conv",), rest="fp16"),
+    "int8": Placement(INT8, residuals=("Conv",), rest="fp16", keys=INT8),
     # Sums aren't rounded for it: floats of three digits would cost the residual more than they could win.
-    "fp8": Placement(E4M3, rest="fp16", weights=E4M3, depthwise=False),
+    "fp8": Placement(E4M3, rest="fp16", weights=E4M3, depthwise=False, keys=E4M3),
 }
 TARGET = Target(
     name="trt-rtx",

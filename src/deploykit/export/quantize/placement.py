@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Operators that multiply; those that can't be read whole stay as they are.
 LAYERS: Final = ("Conv", "MatMul", "Gemm")
+#: Operators that only move values.
+MOVES: Final = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 #: Why they do.
 OPAQUE: Final = "its weights are not constant float32"
 PRODUCT: Final = "a product of two activations, which this target doesn't round"
@@ -38,6 +40,8 @@ class Placement:
         rewrites: Exact changes, of `deploykit.export.rewrite.REWRITES`, that only this runtime is faster with.
         weights: Grid of weights.
         depthwise: It has kernels in 8 bits for convolutions of one channel per group.
+        keys: Grid of attention's keys. Rounded, they keep the layer that makes them from being joined to attention, which this
+            runtime computes in half; None leaves them.
     """
 
     activations: Kind
@@ -50,6 +54,7 @@ class Placement:
     rewrites: tuple[str, ...] = ()
     weights: Kind = INT8
     depthwise: bool = True
+    keys: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +138,12 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
         if node.op_type in placement.outputs and not node.outputs[0].is_graph_output():
             outputs.append(name)
             kinds.setdefault(name, placement.activations)
-    for use in _residuals(layers, placement):
+    further = [(use, placement.activations) for use in _residuals(layers, placement)]
+    if placement.keys is not None:
+        further += [(use, placement.keys) for use in _keys(graph, layers)]
+    for use, kind in further:
         edges.setdefault(tensor_of(use), []).append(use)
-        kinds.setdefault(tensor_of(use), placement.activations)
+        kinds.setdefault(tensor_of(use), kind)
     uses = {name: tuple(found) for name, found in edges.items()}
     return Chosen(tuple(layers), tuple(data), tuple(products), kinds, uses, tuple(outputs), tuple(left))
 
@@ -167,6 +175,36 @@ def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple
         if other is not None and other.producer() is not None:
             fused.add(add)
             yield add, index
+
+
+def _keys(graph: ir.Graph, layers: Iterable[Linear]) -> Iterator[tuple[ir.Node, int]]:
+    """Yield the use at which attention's keys, made by a rounded layer, are by themselves and not yet moved."""
+    rounded = {linear.node for linear in layers}
+    for node in graph:
+        if _is_product(node) and _meets_softmax(node):
+            use = _first_use(node, 1, MOVES)
+            if _layer_behind(use[0].inputs[use[1]]) in rounded:
+                yield use
+
+
+def _meets_softmax(node: ir.Node) -> bool:
+    """Tell whether a Softmax follows a product, scaled and masked or not."""
+    after = only_user(node.outputs[0])
+    while after is not None and after.op_type in {"Add", "Div", "Mul"}:
+        after = only_user(after.outputs[0])
+    return after is not None and after.op_type == "Softmax"
+
+
+def _layer_behind(value: ir.Value | None) -> ir.Node | None:
+    """Return the layer that makes a tensor, or that it is a part of; None where more than a bias came in between."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in LAYERS:
+            return node
+        given = [one for one in node.inputs if one is not None and constant(one) is None]
+        if node.op_type not in {*MOVES, "Add", "Gather", "Slice", "Split"} or len(given) != 1:
+            return None
+        value = given[0]
+    return None
 
 
 def name_of(value: ir.Value | None) -> str:
