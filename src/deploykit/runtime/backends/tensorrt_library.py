@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -81,6 +82,16 @@ RTX: Final = Flavour(
 FLAVOURS: Final = (NATIVE, RTX)
 
 
+class Heard(list[str]):
+    """What a library said, in its own words.
+
+    Attributes:
+        interrupted: Ctrl-C came meanwhile.
+    """
+
+    interrupted = False
+
+
 class Library:
     """An imported library and its logger.
 
@@ -103,14 +114,39 @@ class Library:
             heard.append(message)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[list[str]]:
-        """Yield a list that the library's errors and warnings are added to, in its own words."""
-        heard: list[str] = []
+    def listening(self) -> Iterator[Heard]:
+        """Yield a list that the library's errors and warnings are added to, in its own words.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came meanwhile, and the library has come to its end.
+        """
+        heard = Heard()
         self._listeners.append(heard)
         try:
-            yield heard
+            with _interrupts_noted(heard):
+                yield heard
         finally:
             self._listeners[:] = [one for one in self._listeners if one is not heard]
+
+
+@contextlib.contextmanager
+def _interrupts_noted(heard: Heard) -> Iterator[None]:
+    """Let Ctrl-C wait for the library: what a signal raises inside its callbacks, it swallows or crashes of."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in {None, signal.SIG_IGN}:
+        yield  # nothing of Python's is raised here
+        return
+
+    def note(_number: int, _frame: object) -> None:
+        heard.interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard.interrupted:
+            raise KeyboardInterrupt
 
 
 _LOADED: dict[str, Library] = {}
