@@ -81,6 +81,30 @@ def test_verify_says_what_was_not_run_and_finds_one_wrong_byte(engines: Path, tm
     assert "its record says" in opened.err
 
 
+def test_inspect_tells_of_an_engine_that_cannot_be_opened_here(engines: Path, tmp_path: Path) -> None:
+    artifacts = Bundle.open(engines).manifest.artifacts
+    engine = engines / next(one.main.path for one in artifacts if one.precision == "int8")
+    record, _ = read_engine(engine, RTX)
+    told = run("inspect", str(engine))
+    assert told.code == 0, told.err
+    lines = told.out.splitlines()
+    assert lines[0].startswith(f"engine  int8 for SM 86, 89, built by TensorRT for RTX {record.built_by} on ")
+    for words in (
+        record.sha256,
+        "profile batch 1 to 8, tuned for 4",
+        "22 int8",
+        "input   input float32 [batch 1..8, 3, 70, 70]",
+        "deploykit.labels  [",
+    ):
+        assert words in told.out
+    assert lines[-1].startswith("not opened here: no NVIDIA driver here")
+    found = json.loads(run("inspect", str(engine), "--json").out)
+    assert (found["ran"], found["record"]["capabilities"]) == (None, [86, 89])
+    assert found["not_opened"].startswith("no NVIDIA driver here")
+    bare = shutil.copy(engine, tmp_path / engine.name)
+    assert run("inspect", str(bare)).code == 7, "an engine without its record tells nothing"
+
+
 def test_bench_has_nothing_to_time(engines: Path) -> None:
     timed = run("bench", str(engines))
     assert timed.code == 5
