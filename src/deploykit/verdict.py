@@ -268,6 +268,8 @@ class Repair:
         before: Every number measured before, by RunConfig label; those after are in the judgements.
         elsewhere: What another runtime makes of the same graph; "" where none was asked.
         given_up: Why no more was returned though it does not pass; "" where it does.
+        after: Every number measured after, by RunConfig label, where the artifact can't run here: these and those before are
+            of the graph that it is built from. None where the artifact itself was measured.
     """
 
     artifact: str
@@ -276,6 +278,7 @@ class Repair:
     before: Mapping[str, Mapping[str, float]]
     elsewhere: str
     given_up: str
+    after: Mapping[str, Mapping[str, float]] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

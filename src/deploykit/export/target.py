@@ -58,6 +58,8 @@ class Target:
         bounded: It is built for a range of each open axis, and tuned for one size in it.
         builds_on: What must be here to build it; None where its libraries are enough.
         deferred: Name of the target that writes what another machine builds it from, "" where there is none.
+        graph: Name of the target that writes the very graph that it is built from, by which it is repaired where it can't run
+            itself; "" where there is none.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Target:
     bounded: bool = False
     builds_on: RunConfig | None = None
     deferred: str = ""
+    graph: str = ""
 
 
 def get_target(name: str) -> Target:

@@ -191,6 +191,8 @@ def _stage(flavour: Flavour) -> Stage[PackageOptions]:
 
 
 _PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8")
+#: Name of the target whose artifact is the typed graph itself.
+_GRAPH: Final = "trt-graph"
 #: Operators that stay float32 among bfloat16.
 _WITHOUT: Final = {
     "bf16": tuple(sorted(operator for operator, kind in NATIVE.without_kernels if kind == "BFLOAT16")),
@@ -212,6 +214,7 @@ TARGET = Target(
     without=_WITHOUT,
     capabilities=CAPABILITIES,
     bounded=True,
+    graph=_GRAPH,
 )
 NATIVE_TARGET = Target(
     name="trt",
@@ -225,11 +228,12 @@ NATIVE_TARGET = Target(
     without=_WITHOUT,
     bounded=True,
     builds_on=RunConfig(NATIVE.module, device=DEVICE),
-    deferred="trt-graph",
+    deferred=_GRAPH,
+    graph=_GRAPH,
 )
 #: What `NATIVE_TARGET` is built from elsewhere: the very graph, whose numbers are judged here.
 GRAPH_TARGET = Target(
-    name=NATIVE_TARGET.deferred,
+    name=_GRAPH,
     title=f"{NATIVE.title}, built elsewhere",
     format="onnx",
     endings=GRAPH_ENDINGS,
