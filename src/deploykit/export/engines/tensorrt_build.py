@@ -58,7 +58,8 @@ def build(
         progress: Called with steps done and steps known so far. What it raises ends the build, as Ctrl-C does.
 
     Returns:
-        The engine, as the library serialized it: the same bytes for the same file, options and version of RTX.
+        The engine, as the library serialized it: of fixed shapes the same bytes for the same file, options and
+            version of RTX.
 
     Raises:
         MissingComponentError: The library is not installed.
