@@ -77,7 +77,7 @@ class Budget:
 
 
 #: What artifacts are made in and what runtimes compute in, from fine to coarse, under the names of their budgets.
-GRADES: Final = ("f32", "f16", "int8-weights", "bf16", "int8")
+GRADES: Final = ("f32", "f16", "int8-weights", "bf16", "int8", "fp8")
 #: Precisions of artifacts to grades, where the names differ.
 GRADE_OF: Final[Mapping[str, str]] = {"fp32": "f32", "fp16": "f16"}
 
@@ -110,11 +110,15 @@ class Executed:
     macs: int
 
 
+#: What layers multiply in, in 8 bits.
+EIGHT_BITS: Final = frozenset({"int8", "fp8"})
+
+
 def int8_share(layers: Iterable[Executed]) -> float:
     """Return the share of the multiply-adds that ran in 8 bits; of no layers at all, 0."""
     layers = tuple(layers)
     total = sum(layer.macs for layer in layers)
-    return sum(layer.macs for layer in layers if layer.precision == "int8") / total if total else 0.0
+    return sum(layer.macs for layer in layers if layer.precision in EIGHT_BITS) / total if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -307,6 +311,8 @@ class Repair:
         before: Every number measured before, by RunConfig label; those after are in the judgements.
         elsewhere: What another runtime makes of the same graph; "" where none was asked.
         given_up: Why no more was returned though it does not pass; "" where it does.
+        after: Every number measured after, by RunConfig label, where the artifact can't run here: these and those before are
+            of the graph that it is built from. None where the artifact itself was measured.
     """
 
     artifact: str
@@ -315,6 +321,7 @@ class Repair:
     before: Mapping[str, Mapping[str, float]]
     elsewhere: str
     given_up: str
+    after: Mapping[str, Mapping[str, float]] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,21 @@ def for_rtx(deferred: Path, tmp_path: Path) -> Path:
     return root
 
 
+def test_bf16_and_fp8_are_judged_where_they_are_written(tmp_path: Path) -> None:
+    words = ("--bf16", "--fp8", "--trt", "--defer", "--no-bench", "--eval-size", "20", "--json")
+    made = run("export", "tiny-dinov2", *words, "--out", str(tmp_path / "bundle"))
+    assert made.code == 6, "twenty images can't tell; all else passes"
+    judged = {one.artifact.split(".")[1]: one for one in Bundle.open(tmp_path / "bundle").manifest.judgements}
+    assert {name: one.ran.precision for name, one in judged.items() if one.ran} == {"bf16": "bf16", "fp8": "f16"}
+    for one in judged.values():
+        numeric = {
+            gate.metric: gate.verdict.value for gate in one.gates if gate.metric in {"finite", "sqnr_db", "cosine"}
+        }
+        assert numeric == {"finite": "pass", "sqnr_db": "pass", "cosine": "pass"}
+    assert judged["bf16"].metrics["sqnr_db"] > judged["fp8"].metrics["sqnr_db"] + 10
+    assert any("int8 share" in reason for reason in judged["fp8"].not_run)
+
+
 @without_trt
 def test_without_tensorrt_nothing_is_started_and_the_ways_out_are_named(tmp_path: Path) -> None:
     outcome = run("export", "tiny-dinov2", "--fp16", "--trt", "--out", str(tmp_path / "b"))

@@ -127,6 +127,7 @@ def test_a_report_counts_and_names_what_was_not_run() -> None:
         ("fp16", "bf16", "bf16"),
         ("int8", "f32", "int8"),
         ("int8", "bf16", "int8"),
+        ("fp8", "f16", "fp8"),
         ("fp32", "tf32", "tf32"),
     ],
 )
@@ -137,4 +138,5 @@ def test_a_run_is_held_to_the_coarser_of_what_was_made_and_what_ran(precision: s
 def test_the_share_in_8_bits_is_one_of_multiply_adds() -> None:
     layers = [Executed("a", "Conv", "int8", 300), Executed("b", "Conv", "f32", 100)]
     assert int8_share(layers) == 0.75
+    assert int8_share([*layers, Executed("c", "Gemm", "fp8", 400)]) == 0.875
     assert int8_share([]) == 0.0

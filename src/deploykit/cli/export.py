@@ -43,9 +43,12 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Precision float16, with float32 where half overflows.")] = False,
     bf16: Annotated[
         bool,
-        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the processor can: OpenVINO only."),
+        typer.Option("--bf16", help="Weights in bfloat16, run in bfloat16 where the hardware can: OpenVINO, TensorRT."),
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Precision int8, calibrated on --calib.")] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Precision fp8 (E4M3), calibrated on --calib: TensorRT only.")
+    ] = False,
     int8_weights: Annotated[
         bool, typer.Option("--int8-weights", help="Weights alone in int8: a quarter of the file, no calibration.")
     ] = False,
@@ -139,7 +142,7 @@ def export(
 
     options = ExportOptions(
         cells=_cells(
-            {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "int8-weights": int8_weights},
+            {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int8-weights": int8_weights},
             {"ort": ort, "openvino": openvino, "trt-rtx": trt_rtx, "trt": trt},
             cell or [],
         ),

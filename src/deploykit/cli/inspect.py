@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.optional import COMPONENTS
+
 if TYPE_CHECKING:
+    from deploykit.artifact import RunConfig, TensorSpec
     from deploykit.manifest import Manifest
+    from deploykit.runtime.backends.base import Backend
+    from deploykit.runtime.backends.tensorrt_record import EngineRecord
+    from deploykit.verdict import Ran
 
 EXAMPLES = (
     "deploykit inspect deploy/tiny-convnext",
@@ -87,8 +95,29 @@ def _print_code(root: Path, manifest: Manifest) -> None:
             console.print(get_backend(run.backend).code(str(root / artifact.main.path), run), markup=False)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a bare artifact's file tells.
+
+    Attributes:
+        inputs: What it takes.
+        outputs: What it returns.
+        metadata: Texts that are embedded in it.
+        ran: Where it was opened; None where it could not be.
+        record: What lies beside an engine; None for all else.
+        not_opened: Why it could not be opened here, "" where it was.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    ran: Ran | None
+    record: EngineRecord | None
+    not_opened: str = ""
+
+
 def _inspect_file(path: Path, *, as_json: bool, code: bool) -> None:
-    """Open a bare artifact in the backend that it is made for and say what it takes and returns."""
+    """Say what a bare artifact takes and returns."""
     from deploykit.cli import render
     from deploykit.runtime.backends.base import backend_for
     from deploykit.serde import to_json
@@ -98,20 +127,51 @@ def _inspect_file(path: Path, *, as_json: bool, code: bool) -> None:
     if code:
         render.out().print(backend.code(str(path), config), markup=False)
         return
-    with backend.open(str(path), config) as session:
-        found = {
-            "path": str(path),
-            "inputs": to_json(session.inputs),
-            "outputs": to_json(session.outputs),
-            "ran": to_json(session.ran),
-            "metadata": dict(session.metadata),
-        }
-        if as_json:
-            render.print_json(found)
-            return
-        console = render.out()
-        for side, specs in (("input", session.inputs), ("output", session.outputs)):
-            for spec in specs:
-                console.print(f"{side:<7} {spec.name} {spec.dtype} {spec.text}", markup=False)
-        for key, text in session.metadata.items():
-            console.print(f"{key}  {text[:200]}", markup=False)
+    found = _looked_at(path, backend, config)
+    if as_json:
+        render.print_json({"path": str(path), **to_json(found)})
+        return
+    console = render.out()
+    for line in _record_lines(found.record) if found.record is not None else ():
+        console.print(line, markup=False)
+    for side, specs in (("input", found.inputs), ("output", found.outputs)):
+        for spec in specs:
+            console.print(f"{side:<7} {spec.name} {spec.dtype} {spec.text}", markup=False)
+    for key, text in found.metadata.items():
+        console.print(f"{key}  {text[:200]}", markup=False)
+    if found.not_opened:
+        console.print(f"not opened here: {found.not_opened}", markup=False)
+
+
+def _looked_at(path: Path, backend: Backend, config: RunConfig) -> _Found:
+    """Open a file in the backend that it is made for; of an engine that can't be opened here tells by its record."""
+    from deploykit.errors import MissingComponentError
+    from deploykit.runtime.backends.tensorrt_record import record_of
+
+    record = record_of(path)
+    try:
+        with backend.open(str(path), config) as session:
+            return _Found(session.inputs, session.outputs, dict(session.metadata), session.ran, record)
+    except MissingComponentError as error:
+        if record is None:
+            raise
+        return _Found(record.inputs, record.outputs, record.metadata, None, record, error.message)
+
+
+def _record_lines(record: EngineRecord) -> Iterator[str]:
+    """Yield what an engine's record says beyond its interface."""
+    from collections import Counter
+
+    from deploykit.runtime.report import terminal
+    from deploykit.verdict import int8_share
+
+    gpus = ", ".join(map(str, record.capabilities))
+    built = f"{COMPONENTS[record.flavour].title} {record.built_by} on {record.platform}"
+    yield f"engine  {record.precision} for SM {gpus}, built by {built}"
+    yield f"file    {terminal.megabytes(record.size)}  sha256 {record.sha256}  of graph {record.source[:12]}"
+    for axis in dict.fromkeys(axis for spec in record.inputs for axis in spec.axes):
+        yield f"profile {axis.name} {axis.min} to {axis.max}, tuned for {axis.opt}"
+    if record.layers:
+        counts = Counter(layer.precision for layer in record.layers).most_common()
+        share = f"; {100 * int8_share(record.layers):.0f} % of the multiply-adds in 8 bits"
+        yield f"layers  {', '.join(f'{count} {kind}' for kind, count in counts)}{share}"

@@ -41,10 +41,12 @@ class CastOptions:
     Attributes:
         precision: "fp16" or "bf16".
         islands: Names of `deploykit.export.islands.RULES`, chosen by the family.
+        without: Operators that the target has no half of: they stay float32.
     """
 
     precision: str
     islands: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 def check_model(model: ir.Model, precision: str, modules: Mapping[str, str]) -> None:
@@ -104,7 +106,8 @@ def _run(inputs: Inputs, options: CastOptions, workspace: Workspace) -> Facts:
     if options.precision == "bf16":
         model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
     half = ir.DataType[PRECISIONS[options.precision]]
-    islands = find(model.graph, Question(half, options.islands, _table(inputs, options, model.graph), modules))
+    table = _table(inputs, options, model.graph)
+    islands = find(model.graph, Question(half, options.islands, table, modules, frozenset(options.without)))
     caster = Caster(model.graph, half, islands)
     caster.run()
     common.RemoveUnusedNodesPass()(model)

@@ -58,12 +58,14 @@ class Question:
         names: Of `RULES`.
         table: Ranges of the graph's tensors; None where only constants can be too large.
         modules: First outputs to module paths.
+        without: Operators that the target has no half of.
     """
 
     half: ir.DataType
     names: tuple[str, ...]
     table: RangeTable | None
     modules: Mapping[str, str]
+    without: frozenset[str] = frozenset()
 
 
 def get_rule(name: str) -> Rule:
@@ -87,12 +89,7 @@ def find(graph: ir.Graph, question: Question) -> dict[ir.Node, Island]:
     Raises:
         UsageError: A rule of an unknown name.
     """
-    found: dict[ir.Node, tuple[str, str]] = {}
-    for name in question.names:
-        rule = get_rule(name)
-        for anchor in graph:
-            for node in rule(anchor):
-                found.setdefault(node, (name, node.op_type))
+    found = _named(graph, question.names)
     shapes = _shape_arithmetic(graph)
     overflows = Overflows(question.half, question.table)
     opset = graph.opset_imports.get("", 0)
@@ -101,12 +98,13 @@ def find(graph: ir.Graph, question: Question) -> dict[ir.Node, Island]:
         if node.op_type in INDIFFERENT or not touches_floats(node):
             found.pop(node, None)
             continue
-        kernel = half_kernel(node, opset, question.half)
+        kernel, kind = half_kernel(node, opset, question.half), question.half.name.lower()
         if kernel is None:
-            kind = question.half.name.lower()
             found.setdefault(node, ("no-kernel", f"{node.op_type} is never {kind} in opset {opset}"))
             continue
         kernels[node] = kernel
+        if node.op_type in question.without:
+            found.setdefault(node, ("no-kernel", f"the target has no {kind} {node.op_type}"))
         if node in shapes:
             found.setdefault(node, ("shapes", f"{node.op_type} on sizes of tensors"))
         reason = None if node in found else overflows.reason(node, kernel)
@@ -115,6 +113,17 @@ def find(graph: ir.Graph, question: Question) -> dict[ir.Node, Island]:
     for node in _between(graph, found.keys(), kernels):
         found[node] = ("between", f"{node.op_type} between float32 tensors")
     return {node: _record(node, found[node], question.modules) for node in graph if node in found}
+
+
+def _named(graph: ir.Graph, names: Iterable[str]) -> dict[ir.Node, tuple[str, str]]:
+    """Return the nodes that rules keep, each with the first rule that does."""
+    found: dict[ir.Node, tuple[str, str]] = {}
+    for name in names:
+        rule = get_rule(name)
+        for anchor in graph:
+            for node in rule(anchor):
+                found.setdefault(node, (name, node.op_type))
+    return found
 
 
 def _record(node: ir.Node, reason: tuple[str, str], modules: Mapping[str, str]) -> Island:

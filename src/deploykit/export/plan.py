@@ -258,7 +258,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
 
 def quantize_id(cell: Cell) -> str:
     """Return the id of the node that quantizes a cell's graph."""
-    return f"quantize-{cell.target}"
+    return f"quantize-{cell.precision}-{cell.target}"
 
 
 def hub_of(plan: Plan) -> str:
@@ -288,26 +288,32 @@ def _as_it_is(setting: Setting, _cell: Cell, _target: Target) -> Chain:
     return Chain(setting.hub)
 
 
-def _half(setting: Setting, cell: Cell, _target: Target) -> Chain:
+def _half(setting: Setting, cell: Cell, target: Target) -> Chain:
     """Cast by the ranges of the calibration images, where there are any, else of the golden inputs."""
-    measured = _ranges(setting)
-    options = cast.CastOptions(cell.precision, setting.family.islands)
-    node = Node(f"cast-{cell.precision}", cast.STAGE, options, {"graph": setting.hub, "ranges": measured[-1].id})
+    measured, without = _ranges(setting), target.without.get(cell.precision, ())
+    options = cast.CastOptions(cell.precision, setting.family.islands, without)
+    name = f"cast-{cell.precision}" + (f"-{target.name}" if without else "")
+    node = Node(name, cast.STAGE, options, {"graph": setting.hub, "ranges": measured[-1].id})
     return Chain(node.id, (*measured, node))
 
 
-def _int8(setting: Setting, cell: Cell, target: Target) -> Chain:
-    """Smooth where the family has strengths to try and there are images to try them on, then quantize."""
-    assert target.placement is not None, "a target that takes int8 says how"  # noqa: S101
+def _bfloat16(setting: Setting, cell: Cell, target: Target) -> Chain:
+    """Cast where the graph says what layers compute in; else store the weights, and leave that to the run."""
+    return (_half if target.typed else _stored)(setting, cell, target)
+
+
+def _quantized(setting: Setting, cell: Cell, target: Target) -> Chain:
+    """Smooth where that pays, the family has strengths to try and there are images to try them on, then quantize."""
+    placement = target.placements[cell.precision]
     measured, recipe = _ranges(setting), setting.family.int8
     nodes, graph = list(measured), setting.hub
-    if recipe.strengths and setting.request.calibration is not None:
-        smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, target.placement))
+    if cell.precision in SMOOTHED and recipe.strengths and setting.request.calibration is not None:
+        smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, placement))
         nodes, graph = [*nodes, *smoothed], smoothed[0].id
-    options = quantize.QuantizeOptions(recipe, target.placement, setting.request.kept.get(cell, ()))
+    options = quantize.QuantizeOptions(recipe, placement, setting.request.kept.get(cell, ()))
     seen = nodes[-1].id
     node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": seen})
-    rest = target.placement.rest
+    rest = placement.rest
     if rest is None:
         return Chain(node.id, (*nodes, node))
     casting = cast.CastOptions(rest, setting.family.islands)
@@ -349,15 +355,18 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
 PRECISIONS: Mapping[str, Callable[[Setting, Cell, Target], Chain]] = {
     "fp32": _as_it_is,
     "fp16": _half,
-    "int8": _int8,
+    "int8": _quantized,
+    "fp8": _quantized,
     "int8-weights": _stored,
-    "bf16": _stored,
+    "bf16": _bfloat16,
 }
 #: Those that need calibration images, and those that make use of them.
-CALIBRATED = frozenset({"int8"})
+CALIBRATED = frozenset({"int8", "fp8"})
+MEASURED = CALIBRATED | {"fp16"}
+#: Those that networks are smoothed for: floats stand channels of different sizes by themselves.
+SMOOTHED = frozenset({"int8"})
 #: Those that a layer may be returned from where it costs too much accuracy.
-REPAIRABLE = frozenset({"int8"})
-MEASURED = frozenset({"fp16", "int8"})
+REPAIRABLE = frozenset({"int8", "fp8"})
 
 
 def _graphs(original: Original, family: Family, request: Request) -> list[Node]:

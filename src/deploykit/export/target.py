@@ -47,15 +47,19 @@ class Target:
         endings: Of the files that share a stem, the main file's first.
         stage: Makes the files from the hub graph.
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
-        placement: How it wants Q/DQ; None where it takes no int8.
+        placements: By precision, how it wants Q/DQ.
         static: Precisions that it computes rightly only where every axis is fixed.
         twin: Another runtime that opens the graph that the files are made of, to tell a wrong runtime from a bad graph; None
             where there is none.
+        typed: Layers compute in the type that stands in the graph, so that half precision is cast, never stored alone.
+        without: By half precision, operators that it has none of in it: they stay float32.
         refuses: Precisions that others take, to the reason why it doesn't.
         capabilities: By precision, the compute capabilities of GPUs that it can be built for on any machine.
         bounded: It is built for a range of each open axis, and tuned for one size in it.
         builds_on: What must be here to build it; None where its libraries are enough.
         deferred: Name of the target that writes what another machine builds it from, "" where there is none.
+        graph: Name of the target that writes the very graph that it is built from, by which it is repaired where it can't run
+            itself; "" where there is none.
     """
 
     name: str
@@ -64,14 +68,17 @@ class Target:
     endings: tuple[str, ...]
     stage: Stage[PackageOptions]
     runs: Mapping[str, tuple[RunConfig, ...]]
-    placement: Placement | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
     static: frozenset[str] = frozenset()
     twin: RunConfig | None = None
+    typed: bool = False
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bounded: bool = False
     builds_on: RunConfig | None = None
     deferred: str = ""
+    graph: str = ""
 
 
 def get_target(name: str) -> Target:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from deploykit.optional import require
 from deploykit.runtime.drift import Classification
-from deploykit.verdict import Executed, GateKind, GateResult, Verdict, int8_share
+from deploykit.verdict import EIGHT_BITS, Executed, GateKind, GateResult, Verdict, int8_share
 
 CONFIDENCE = 0.99
 #: Halvings after which a bound is exact to float64.
@@ -58,7 +58,7 @@ def share_gate(layers: Sequence[Executed], least: float) -> GateResult:
     )
     reason = result.reason
     if layers and result.verdict is Verdict.FAIL:
-        rest = sorted((layer for layer in layers if layer.precision != "int8"), key=lambda layer: -layer.macs)
+        rest = sorted((layer for layer in layers if layer.precision not in EIGHT_BITS), key=lambda layer: -layer.macs)
         reason = f"too little runs in 8 bits; of the rest the largest are {', '.join(r.name for r in rest[:NAMED])}"
     return replace(result, kind=GateKind.EXECUTION, reason=reason)
 

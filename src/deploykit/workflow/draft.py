@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -68,6 +68,10 @@ class Draft:
     def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""
         return replace(self, request=replace(self.request, kept=kept))
+
+    def including(self, cells: Iterable[plan.Cell]) -> Draft:
+        """Return the draft that makes these cells as well."""
+        return replace(self, request=replace(self.request, cells=tuple(dict.fromkeys([*self.request.cells, *cells]))))
 
     def whole(self) -> Plan:
         """Return the whole plan: graphs, artifacts, judgements, timings."""

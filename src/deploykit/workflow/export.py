@@ -111,7 +111,7 @@ def _notes(draft: Draft) -> Iterator[str]:
     calibration, options = draft.request.calibration, draft.options
     if calibration is not None and calibration.note:
         yield calibration.note
-    if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.CALIBRATED:
+    if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.SMOOTHED:
         yield "a table has no images to choose SmoothQuant's strength by: it is off"
 
 

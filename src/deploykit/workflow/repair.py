@@ -8,7 +8,7 @@ cost is a node of a plan: a repair that was broken off goes on where it ended.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +20,7 @@ from deploykit.export.pipeline import Pipeline
 from deploykit.export.quantize import cost
 from deploykit.export.quantize.stage import QuantizeOptions
 from deploykit.export.stage import Node, Plan
+from deploykit.runtime.backends.base import get_backend
 from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Returned, Verdict, grade_of
 from deploykit.workflow import measure
 from deploykit.workflow.draft import Draft
@@ -58,6 +59,7 @@ class Patient:
         returned: First outputs of the layers that were returned.
         rounds: How often it was built anew.
         given_up: Why no more is returned; "" while there is hope. Then none is: what doesn't heal only slows it down.
+        after: Its judgements as it was last built.
     """
 
     before: tuple[Judgement, ...]
@@ -67,6 +69,7 @@ class Patient:
     returned: tuple[str, ...] = ()
     rounds: int = 0
     given_up: str = ""
+    after: tuple[Judgement, ...] = ()
 
 
 def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...]]:
@@ -76,24 +79,42 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
         pipeline: Runs plans; what it has made stays made.
         draft: As it was asked for.
     """
+    judged_as = {cell: _judged_as(draft, cell) for cell in draft.request.cells}
+    told = draft.including(judged_as.values())
     patients: dict[plan.Cell, Patient] = {}
     while True:
-        results = pipeline.run(draft.judged())
-        for cell in draft.request.cells:
-            judgements = tuple(measure.read_judgement(results[name].item) for name in draft.judge_ids(cell))
-            patient = patients.get(cell) or _admitted(pipeline, draft, cell, judgements)
+        results = pipeline.run(told.judged())
+        for cell in dict.fromkeys(judged_as.values()):
+            judgements = tuple(measure.read_judgement(results[name].item) for name in told.judge_ids(cell))
+            patient = patients.get(cell) or _admitted(pipeline, told, cell, judgements)
             if patient is not None:
                 healing = not (patient.given_up or _is_well(judgements))
-                patients[cell] = _treated(pipeline, draft, cell, patient, judgements) if healing else patient
-        kept = {cell: patient.returned for cell, patient in patients.items() if patient.returned}
-        if kept == dict(draft.request.kept):
-            return draft, tuple(_record(draft, cell, patient) for cell, patient in patients.items())
-        draft = draft.keeping(kept)
+                patient = replace(patient, after=judgements)
+                patients[cell] = _treated(pipeline, told, cell, patient, judgements) if healing else patient
+        returned = {cell: patient.returned for cell, patient in patients.items() if patient.returned}
+        kept = {cell: returned[other] for cell, other in judged_as.items() if other in returned}
+        if {**returned, **kept} == dict(told.request.kept):
+            break
+        told = told.keeping({**returned, **kept})
+    found = ((cell, other, patients[other]) for cell, other in judged_as.items() if other in patients)
+    return draft.keeping(kept), tuple(_record(told, cell, patient, own=cell == other) for cell, other, patient in found)
+
+
+def _judged_as(draft: Draft, cell: plan.Cell) -> plan.Cell:
+    """Return the cell by which one is judged: where its artifact can't run here, that of the graph that it is built from."""
+    target = draft.targets[cell]
+    runs = target.runs[cell.precision]
+    absent = all(get_backend(run.backend).unavailable(run) for run in runs)
+    return plan.Cell(cell.precision, target.graph) if target.graph and absent and _is_repairable(cell) else cell
+
+
+def _is_repairable(cell: plan.Cell) -> bool:
+    return cell.precision in plan.REPAIRABLE
 
 
 def _admitted(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Patient | None:
     """Return the patient that an artifact becomes; None where returning layers is no way for it."""
-    if cell.precision not in plan.REPAIRABLE or _is_well(judgements) or _shortfall(judgements) > 0.0:
+    if not _is_repairable(cell) or _is_well(judgements) or _shortfall(judgements) > 0.0:
         return None
     twin = asked_elsewhere(pipeline, draft, cell, judgements)
     floor = draft.family.budgets[grade_of(cell.precision, "f32")].int8_share or 0.0
@@ -266,7 +287,8 @@ class Choice:
         return sum(entry.layer.macs for entry in self.costs) or 1
 
 
-def _record(draft: Draft, cell: plan.Cell, patient: Patient) -> Repair:
+def _record(draft: Draft, cell: plan.Cell, patient: Patient, *, own: bool) -> Repair:
+    """Describe what was done; `own` tells that the artifact itself was judged, and not the graph that it is built from."""
     macs = sum(entry.layer.macs for entry in patient.costs) or 1
     error = sum(float(entry.errors.mean()) for entry in patient.costs) or 1.0
     by_node = {entry.layer.node: entry for entry in patient.costs}
@@ -278,7 +300,12 @@ def _record(draft: Draft, cell: plan.Cell, patient: Patient) -> Repair:
             Returned(entry.layer.module, entry.layer.node, float(entry.errors.mean()) / error, entry.layer.macs / macs)
             for entry in returned
         ),
-        before={judgement.run.label: dict(judgement.metrics) for judgement in patient.before},
+        before=_metrics(patient.before),
         elsewhere=patient.twin.text,
         given_up=patient.given_up,
+        after=None if own else _metrics(patient.after),
     )
+
+
+def _metrics(judgements: Iterable[Judgement]) -> Mapping[str, Mapping[str, float]]:
+    return {judgement.run.label: dict(judgement.metrics) for judgement in judgements}

@@ -76,6 +76,15 @@ def test_bfloat16_needs_no_ranges(tmp_path: Path) -> None:
     assert onnx_files.load(made.path(onnx_files.MODEL)).opset_import[0].version == 22
 
 
+def test_what_a_target_has_no_half_of_stays_float32(tmp_path: Path) -> None:
+    nodes = [CONV, node("HardSwish", "conv", "a"), node("Relu", "a", "y")]
+    proto = model(nodes, {"kernel": KERNEL})
+    made = cast_model(proto, tmp_path / "without", CastOptions("bf16", without=("HardSwish",)))
+    assert rules(made) == {"a": "no-kernel"}
+    assert made.facts["islands"][0]["detail"] == "the target has no bfloat16 HardSwish"
+    assert not rules(cast_model(proto, tmp_path / "with", CastOptions("bf16")))
+
+
 def test_sizes_and_what_takes_no_half_stay_float32(tmp_path: Path) -> None:
     nodes = [
         CONV,

@@ -9,7 +9,8 @@ import pytest
 
 from deploykit.artifact import Axis
 from deploykit.errors import UnsupportedError, UsageError
-from deploykit.export import plan
+from deploykit.export import cast, plan, ranges
+from deploykit.export.calibrate import CalibrationRequest
 from deploykit.export.plan import Cell, ImagesRequest, Request, axes_of, capabilities_of, check_request
 from deploykit.export.target import get_target
 from deploykit.models.family import get_family
@@ -50,6 +51,10 @@ def test_gpus_that_do_not_run_a_precision_are_refused() -> None:
     assert capabilities_of(FP16, wanted, target) == (75, 86)
     with pytest.raises(UnsupportedError, match=r"builds no fp32 for SM 75; it does for SM 80,86,89,120,121"):
         capabilities_of(FP32, wanted, target)
+    with pytest.raises(UnsupportedError, match="builds no bf16 for SM 75"):
+        capabilities_of(Cell("bf16", "trt-rtx"), wanted, target)
+    with pytest.raises(UnsupportedError, match=r"builds no fp8 for SM 86; it does for SM 89,120,121"):
+        capabilities_of(Cell("fp8", "trt-rtx"), replace(REQUEST, capabilities=(86, 89)), target)
     with pytest.raises(UnsupportedError, match="builds no fp16 for SM 90"):
         capabilities_of(FP16, replace(REQUEST, capabilities=(90,)), target)
 
@@ -58,6 +63,8 @@ def test_all_that_can_run_it_is_built_for_where_nothing_is_named() -> None:
     target = get_target("trt-rtx")
     assert capabilities_of(FP16, REQUEST, target) == (75, 80, 86, 89, 120, 121)
     assert capabilities_of(FP32, REQUEST, target) == (80, 86, 89, 120, 121)
+    assert capabilities_of(Cell("bf16", "trt-rtx"), REQUEST, target) == (80, 86, 89, 120, 121)
+    assert capabilities_of(Cell("fp8", "trt-rtx"), REQUEST, target) == (89, 120, 121)
     assert capabilities_of(Cell("fp32", "ort"), replace(REQUEST, capabilities=(86,)), get_target("ort")) == ()
 
 
@@ -77,3 +84,37 @@ def test_what_stays_float_of_int8_is_cast_where_the_target_says_so(original: Ori
     assert nodes["ort"].graph == plan.quantize_id(Cell("int8", "ort"))
     assert nodes["trt-rtx"].graph == f"cast-{quantized}"
     assert nodes["trt-rtx"].nodes[-1].inputs == {"graph": quantized, "ranges": "ranges"}
+
+
+def test_bfloat16_is_computed_in_where_the_graph_decides_and_stored_where_the_run_does(original: Original) -> None:
+    setting = plan.Setting(original, get_family("convnext"), REQUEST, "rewrite")
+    last = {
+        name: plan.PRECISIONS["bf16"](setting, Cell("bf16", name), get_target(name)).nodes[-1]
+        for name in ("openvino", "trt-rtx", "trt-graph")
+    }
+    assert {name: node.stage.name for name, node in last.items()} == {
+        "openvino": "store",
+        "trt-rtx": "cast",
+        "trt-graph": "cast",
+    }
+    assert last["trt-rtx"].options == last["trt-graph"].options
+    assert isinstance(options := last["trt-rtx"].options, cast.CastOptions)
+    assert "HardSwish" in options.without
+
+
+def test_fp8_is_calibrated_like_int8_and_not_smoothed() -> None:
+    dinov2 = resolve("tiny-dinov2")
+    table = ranges.TableOptions("ranges.json", "0" * 64)
+    cells = (Cell("int8", "trt-rtx"), Cell("fp8", "trt-rtx"))
+    images = CalibrationRequest("rendered:calib", "0" * 64, 300, 0, False, 300)
+    made = plan.make_plan(dinov2, replace(REQUEST, cells=cells, calibration=images), 4)
+    nodes = {node.id: node for node in made.nodes}
+    int8, fp8 = (nodes[plan.quantize_id(cell)] for cell in cells)
+    assert int8.inputs == {"graph": "smooth-trt-rtx", "ranges": "ranges-trt-rtx"}
+    assert fp8.inputs == {"graph": plan.hub_of(made), "ranges": plan.RANGES}
+    with pytest.raises(UsageError, match="fp8 needs images"):
+        check_request(dinov2, replace(REQUEST, cells=cells[1:]))
+    check_request(dinov2, replace(REQUEST, cells=cells[1:], table=table))
+    with pytest.raises(UnsupportedError, match="no fp8 for ONNX Runtime") as caught:
+        check_request(dinov2, replace(REQUEST, cells=(Cell("fp8", "ort"),), table=table))
+    assert "--cell fp8:trt-rtx" in [hint.action for hint in caught.value.hints]

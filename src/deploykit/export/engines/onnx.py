@@ -60,6 +60,9 @@ TARGET = Target(
         "int8-weights": (RunConfig("onnxruntime", precision="f32"),),
     },
     # Only a layer whose input and output are both rounded gets an integer kernel; its bias must be an integer too.
-    placement=Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True),
-    refuses={"bf16": "its processor kernels convolve in float32 alone, so that nothing would run in bfloat16"},
+    placements={"int8": Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True)},
+    refuses={
+        "bf16": "its processor kernels convolve in float32 alone, so that nothing would run in bfloat16",
+        "fp8": "its processor kernels multiply in float32 what is stored in fp8, so that nothing would run in 8 bits",
+    },
 )

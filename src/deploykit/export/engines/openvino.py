@@ -17,7 +17,7 @@ from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import SYMMETRIC, UINT8
-from deploykit.export.quantize.placement import Placement
+from deploykit.export.quantize.placement import MOVES, Placement
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
 
@@ -117,12 +117,14 @@ TARGET = Target(
         "bf16": (RunConfig("openvino", precision="bf16"), F32),
     },
     # Its kernel for attention takes no zero points; 8 bits are moved faster than 32.
-    placement=Placement(
-        UINT8,
-        factors=SYMMETRIC,
-        moves=("Reshape", "Squeeze", "Transpose", "Unsqueeze"),
-        rewrites=("channel-norms",),
-    ),
+    placements={
+        "int8": Placement(
+            UINT8,
+            factors=SYMMETRIC,
+            moves=MOVES,
+            rewrites=("channel-norms",),
+        )
+    },
     # Of 2026.4.1 int8 networks are known that come out wrong where the batch is open. Those of this package came out right on
     # the one processor that they were tried on, which proves nothing for others.
     static=frozenset({"int8"}),

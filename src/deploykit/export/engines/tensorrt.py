@@ -16,7 +16,7 @@ from deploykit.export.engines.onnx import write_onnx
 from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, build_ordered, endings_of, refusals, trtexec
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
-from deploykit.export.quantize.grid import INT8
+from deploykit.export.quantize.grid import E4M3, INT8
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
@@ -28,10 +28,23 @@ if TYPE_CHECKING:
     import onnx
 
 #: Type of weights that a graph of each precision must hold.
-_WEIGHTS: Final[Mapping[str, str]] = {"fp32": "FLOAT", "fp16": "FLOAT16", "int8": "INT8"}
-#: Architectures that TensorRT for RTX builds for: Turing has no float32 products, and runs int8 convolutions in half.
+_WEIGHTS: Final[Mapping[str, str]] = {
+    "fp32": "FLOAT",
+    "fp16": "FLOAT16",
+    "bf16": "BFLOAT16",
+    "int8": "INT8",
+    "fp8": "FLOAT8E4M3FN",
+}
+#: Architectures that TensorRT for RTX builds for: Turing has no float32 products and no bfloat16, and runs int8 in half.
+#: fp8 came with Ada.
 _GPUS: Final = (80, 86, 89, 120, 121)
-CAPABILITIES: Final[Mapping[str, tuple[int, ...]]] = {"fp32": _GPUS, "fp16": (75, *_GPUS), "int8": _GPUS}
+CAPABILITIES: Final[Mapping[str, tuple[int, ...]]] = {
+    "fp32": _GPUS,
+    "fp16": (75, *_GPUS),
+    "bf16": _GPUS,
+    "int8": _GPUS,
+    "fp8": (89, 120, 121),
+}
 #: Operators that multiply by weights or by one another.
 _LAYERS: Final = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
@@ -50,11 +63,11 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
         without_kernels=flavour.without_kernels,
     )
     preflight.require(preflight.check(model, modules, demands), flavour.title)
-    order = _order(flavour, inputs, options, model)
+    order = order_of(flavour, inputs["graph"].digest, options, model)
     named = {node.name: modules.get(node.output[0], "") for node in model.graph.node if node.name}
     asked = BuildOptions(order.inputs, options.capabilities, named)
     plan, record = build_ordered(path, order, flavour, asked, workspace.progress)
-    layers = tuple(_layers(model, plan))
+    layers = tuple(layers_of(model, plan))
     check_layers(layers, options.precision)
     record = replace(record, layers=layers)
     engine, beside = endings_of(flavour)
@@ -72,7 +85,8 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
     }
 
 
-def _order(flavour: Flavour, inputs: Inputs, options: PackageOptions, model: onnx.ModelProto) -> BuildOrder:
+def order_of(flavour: Flavour, source: str, options: PackageOptions, model: onnx.ModelProto) -> BuildOrder:
+    """Return the order to build the engine of a graph whose content hash is `source`."""
     return BuildOrder(
         version=VERSION,
         flavour=flavour.module,
@@ -80,7 +94,7 @@ def _order(flavour: Flavour, inputs: Inputs, options: PackageOptions, model: onn
         inputs=onnx_files.specs(model.graph.input, options.axes),
         outputs=onnx_files.specs(model.graph.output, options.axes),
         capabilities=options.capabilities,
-        source=inputs["graph"].digest,
+        source=source,
         texts=texts(options),
     )
 
@@ -114,7 +128,7 @@ def check_layers(layers: Iterable[Executed], precision: str) -> None:
         raise UnsupportedError(f"asked for {precision}, the engine computes its layers otherwise: {told}")
 
 
-def _layers(model: onnx.ModelProto, plan: bytes) -> Iterator[Executed]:
+def layers_of(model: onnx.ModelProto, plan: bytes) -> Iterator[Executed]:
     """Yield the graph's layers in the precision that the engine's own program has them in; none where it can't be read."""
     told: dict[str, set[str]] = {}
     for statement in statements(plan):
@@ -157,7 +171,7 @@ def _defer(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Fac
     modules = provenance.read(inputs["graph"].path(onnx_files.MODULES))
     demands = preflight.Demands(NATIVE.title, max(NATIVE.opsets.values()), axes=frozenset(options.axes))
     preflight.require(preflight.check(model, modules, demands), NATIVE.title)
-    order = _order(NATIVE, inputs, options, model)
+    order = order_of(NATIVE, inputs["graph"].digest, options, model)
     graph, beside = GRAPH_ENDINGS
     facts = write_onnx(inputs, options, workspace, graph)
     (workspace.folder / f"{options.stem}{beside}").write_bytes(order.to_bytes())
@@ -176,8 +190,18 @@ def _stage(flavour: Flavour) -> Stage[PackageOptions]:
     )
 
 
-_PRECISIONS: Final = ("fp32", "fp16", "int8")
-_PLACEMENT: Final = Placement(INT8, residuals=("Conv",), rest="fp16")
+_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8")
+#: Name of the target whose artifact is the typed graph itself.
+_GRAPH: Final = "trt-graph"
+#: Operators that stay float32 among bfloat16.
+_WITHOUT: Final = {
+    "bf16": tuple(sorted(operator for operator, kind in NATIVE.without_kernels if kind == "BFLOAT16")),
+}
+_PLACEMENTS: Final = {
+    "int8": Placement(INT8, residuals=("Conv",), rest="fp16", keys=INT8),
+    # Sums aren't rounded for it: floats of three digits would cost the residual more than they could win.
+    "fp8": Placement(E4M3, rest="fp16", weights=E4M3, depthwise=False, keys=E4M3),
+}
 TARGET = Target(
     name="trt-rtx",
     title=RTX.title,
@@ -185,9 +209,12 @@ TARGET = Target(
     endings=endings_of(RTX),
     stage=_stage(RTX),
     runs=dict.fromkeys(_PRECISIONS, (RunConfig(RTX.module, device=DEVICE),)),
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
+    typed=True,
+    without=_WITHOUT,
     capabilities=CAPABILITIES,
     bounded=True,
+    graph=_GRAPH,
 )
 NATIVE_TARGET = Target(
     name="trt",
@@ -196,14 +223,17 @@ NATIVE_TARGET = Target(
     endings=endings_of(NATIVE),
     stage=_stage(NATIVE),
     runs=dict.fromkeys(_PRECISIONS, (RunConfig(NATIVE.module, device=DEVICE),)),
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
+    typed=True,
+    without=_WITHOUT,
     bounded=True,
     builds_on=RunConfig(NATIVE.module, device=DEVICE),
-    deferred="trt-graph",
+    deferred=_GRAPH,
+    graph=_GRAPH,
 )
 #: What `NATIVE_TARGET` is built from elsewhere: the very graph, whose numbers are judged here.
 GRAPH_TARGET = Target(
-    name=NATIVE_TARGET.deferred,
+    name=_GRAPH,
     title=f"{NATIVE.title}, built elsewhere",
     format="onnx",
     endings=GRAPH_ENDINGS,
@@ -217,8 +247,10 @@ GRAPH_TARGET = Target(
     ),
     runs={
         name: (RunConfig("emulator", precision=ran),)
-        for name, ran in (("fp32", "f32"), ("fp16", "f16"), ("int8", "f16"))
+        for name, ran in (("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "f16"), ("fp8", "f16"))
     },
-    placement=_PLACEMENT,
+    placements=_PLACEMENTS,
+    typed=True,
+    without=_WITHOUT,
     bounded=True,
 )

@@ -6,11 +6,8 @@ back, is switched off. A dynamic input has one optimization profile, its axes' b
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +16,7 @@ from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
 from deploykit.export.preflight import Refusal
 from deploykit.runtime.backends import cuda
-from deploykit.runtime.backends.tensorrt_library import Flavour, Library, library, plain
+from deploykit.runtime.backends.tensorrt_library import Flavour, Heard, Library, library, plain
 from deploykit.runtime.backends.tensorrt_record import SUFFIX, BuildOrder, EngineRecord
 
 #: The GPU that engines are built on and for, where their library doesn't build ahead.
@@ -61,7 +58,8 @@ def build(
         progress: Called with steps done and steps known so far. What it raises ends the build, as Ctrl-C does.
 
     Returns:
-        The engine, as the library serialized it: the same bytes for the same file, options and version of RTX.
+        The engine, as the library serialized it: of fixed shapes the same bytes for the same file, options and
+            version of RTX.
 
     Raises:
         MissingComponentError: The library is not installed.
@@ -70,15 +68,14 @@ def build(
     """
     loaded = library(flavour)
     trt = loaded.trt
-    monitor = _monitor(trt, progress)
-    with loaded.building, loaded.listening() as heard, _interrupts_noted(monitor):
+    with loaded.building, loaded.listening() as heard:
         builder = _made(trt.Builder(loaded.logger), "builder", heard)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, loaded.logger)
         if not parser.parse_from_file(str(graph)):
             raise _refused(loaded, parser, options.modules)
         config = _configured(loaded, builder, options)
-        config.progress_monitor = monitor
+        config.progress_monitor = monitor = _monitor(trt, progress, heard)
         serialized = builder.build_serialized_network(network, config)
         if monitor.error is not None:
             raise monitor.error
@@ -183,8 +180,11 @@ def _aim(loaded: Library, config: Any, capabilities: Iterable[int]) -> None:  # 
             raise InternalError(f"{loaded.flavour.title} took no SM {number} as number {index} of {wanted}")
 
 
-def _monitor(trt: Any, progress: Callable[[int, int], None] | None) -> Any:  # noqa: ANN401
-    """Return TensorRT's view of `progress`; it swallows what its callbacks raise, so that is kept in `error`."""
+def _monitor(trt: Any, progress: Callable[[int, int], None] | None, heard: Heard) -> Any:  # noqa: ANN401
+    """Return TensorRT's view of `progress`; it swallows what its callbacks raise, so that is kept in `error`.
+
+    Ctrl-C ends the build too; whoever listens raises it then.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -203,32 +203,12 @@ def _monitor(trt: Any, progress: Callable[[int, int], None] | None) -> Any:  # n
                     progress(min(self.done, self.known), self.known)
             except BaseException as error:  # noqa: BLE001 - Ctrl-C too: raised again when the library has let go
                 self.error = error
-            return self.error is None
+            return self.error is None and not heard.interrupted
 
         def phase_finish(self, name: str) -> None:
             """Need nothing done."""
 
     return Monitor()
-
-
-@contextlib.contextmanager
-def _interrupts_noted(monitor: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let Ctrl-C end a build by its monitor: what a signal raises inside a callback, the library swallows or crashes of."""
-    before = signal.getsignal(signal.SIGINT)
-    if (
-        threading.current_thread() is not threading.main_thread() or before is None
-    ):  # nothing of Python's is raised here
-        yield
-        return
-
-    def note(_number: int, _frame: object) -> None:
-        monitor.error = monitor.error or KeyboardInterrupt()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _refused(loaded: Library, parser: Any, modules: Mapping[str, str]) -> UnsupportedError:  # noqa: ANN401

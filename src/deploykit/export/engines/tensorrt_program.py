@@ -19,7 +19,13 @@ _LAYER: Final = re.compile(rb"(?:^|\n)\s*(corrltn|fully_connected)=\{([^\n]*)\}"
 _INPUTS: Final = re.compile(rb" input=\{([^}]*)\}")
 _SOURCES: Final = re.compile(rb"\[ONNX Layer: ([^\]]*)\]")
 #: Its names of types to ours.
-_TYPES: Final[Mapping[bytes, str]] = {b"float": "f32", b"half": "f16", b"int8": "int8", b"bf16": "bf16"}
+_TYPES: Final[Mapping[bytes, str]] = {
+    b"float": "f32",
+    b"half": "f16",
+    b"bf16": "bf16",
+    b"int8": "int8",
+    b"fp8_e4m3": "fp8",
+}
 
 
 @dataclass(frozen=True)

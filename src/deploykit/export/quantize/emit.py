@@ -1,4 +1,4 @@
-"""Write Q/DQ into a graph: weights as int8 with one scale per channel, activations with one grid per tensor."""
+"""Write Q/DQ into a graph: weights in 8 bits with one scale per channel, activations with one grid per tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.export.quantize import grid
-from deploykit.export.quantize.grid import Grid
+from deploykit.export.quantize.grid import INT8, Grid, Kind
 from deploykit.export.quantize.placement import Chosen, name_of
 from deploykit.export.rewrites.linears import Linear
 
@@ -26,28 +26,29 @@ class Weights:
     """A layer's weights on their grid.
 
     Attributes:
-        rounded: int8, shaped as the weights.
+        rounded: Codes, shaped as the weights.
         scales: float32, one per channel going out.
         axis: Of those channels.
     """
 
-    rounded: NDArray[np.int8]
+    rounded: NDArray[Any]
     scales: NDArray[np.float32]
     axis: int
 
 
-def round_weights(linear: Linear, least: NDArray[Any] | None = None) -> Weights:
+def round_weights(linear: Linear, least: NDArray[Any] | None = None, kind: Kind = INT8) -> Weights:
     """Round a layer's weights.
 
     Args:
         linear: The layer.
         least: Smallest scale of each channel; None for no bound.
+        kind: Of their codes.
     """
     weight = linear.weight
-    scales = grid.weight_scales(weight, linear.out_axis)
+    scales = grid.weight_scales(weight, linear.out_axis, kind)
     if least is not None:
         scales = np.maximum(scales, least).astype(np.float32)
-    return Weights(grid.quantized_weight(weight, scales, linear.out_axis), scales, linear.out_axis)
+    return Weights(grid.quantized_weight(weight, scales, linear.out_axis, kind), scales, linear.out_axis)
 
 
 class Emitter:
@@ -87,7 +88,7 @@ class Emitter:
         """Add Q and DQ after a tensor and return what they make of it."""
         import onnx_ir as ir
 
-        name, dtype = str(value.name), np.dtype(of.kind.dtype)
+        name, dtype = str(value.name), of.kind.numpy
         scale = self._constant(f"{name}.scale", np.asarray(of.scale, np.float32))
         zero = self._constant(f"{name}.zero_point", np.asarray(of.zero_point, dtype))
         codes = ir.Value(

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 from deploykit.export.kernels import is_float
-from deploykit.export.quantize.grid import Kind
+from deploykit.export.quantize.grid import INT8, Kind
 from deploykit.export.rewrites.editing import constant, integer, only_user
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Operators that multiply; those that can't be read whole stay as they are.
 LAYERS: Final = ("Conv", "MatMul", "Gemm")
+#: Operators that only move values.
+MOVES: Final = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 #: Why they do.
 OPAQUE: Final = "its weights are not constant float32"
 PRODUCT: Final = "a product of two activations, which this target doesn't round"
@@ -36,6 +38,10 @@ class Placement:
         factors: Grid of both factors of a product of two activations, such as QK^T; None leaves them as they are.
         moves: Operators that only move values, before which this runtime wants them rounded.
         rewrites: Exact changes, of `deploykit.export.rewrite.REWRITES`, that only this runtime is faster with.
+        weights: Grid of weights.
+        depthwise: It has kernels in 8 bits for convolutions of one channel per group.
+        keys: Grid of attention's keys. Rounded, they keep the layer that makes them from being joined to attention, which this
+            runtime computes in half; None leaves them.
     """
 
     activations: Kind
@@ -46,6 +52,9 @@ class Placement:
     factors: Kind | None = None
     moves: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
+    weights: Kind = INT8
+    depthwise: bool = True
+    keys: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,9 @@ class Chosen:
     """What is to be rounded.
 
     Attributes:
-        layers: Layers whose weights become int8.
+        layers: Layers whose weights are rounded.
         data: Tensor that each layer's input is rounded as, by name, in their order.
-        products: Products of two activations that become int8.
+        products: Products of two activations that are rounded.
         kinds: Grid of every tensor that is rounded, by name.
         edges: Uses of tensors that take the rounded values: node and index of the input, by tensor name.
         outputs: Tensors of which every use takes the rounded values.
@@ -129,9 +138,12 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
         if node.op_type in placement.outputs and not node.outputs[0].is_graph_output():
             outputs.append(name)
             kinds.setdefault(name, placement.activations)
-    for use in _residuals(layers, placement):
+    further = [(use, placement.activations) for use in _residuals(layers, placement)]
+    if placement.keys is not None:
+        further += [(use, placement.keys) for use in _keys(graph, layers)]
+    for use, kind in further:
         edges.setdefault(tensor_of(use), []).append(use)
-        kinds.setdefault(tensor_of(use), placement.activations)
+        kinds.setdefault(tensor_of(use), kind)
     uses = {name: tuple(found) for name, found in edges.items()}
     return Chosen(tuple(layers), tuple(data), tuple(products), kinds, uses, tuple(outputs), tuple(left))
 
@@ -165,6 +177,36 @@ def _residuals(layers: Iterable[Linear], placement: Placement) -> Iterator[tuple
             yield add, index
 
 
+def _keys(graph: ir.Graph, layers: Iterable[Linear]) -> Iterator[tuple[ir.Node, int]]:
+    """Yield the use at which attention's keys, made by a rounded layer, are by themselves and not yet moved."""
+    rounded = {linear.node for linear in layers}
+    for node in graph:
+        if _is_product(node) and _meets_softmax(node):
+            use = _first_use(node, 1, MOVES)
+            if _layer_behind(use[0].inputs[use[1]]) in rounded:
+                yield use
+
+
+def _meets_softmax(node: ir.Node) -> bool:
+    """Tell whether a Softmax follows a product, scaled and masked or not."""
+    after = only_user(node.outputs[0])
+    while after is not None and after.op_type in {"Add", "Div", "Mul"}:
+        after = only_user(after.outputs[0])
+    return after is not None and after.op_type == "Softmax"
+
+
+def _layer_behind(value: ir.Value | None) -> ir.Node | None:
+    """Return the layer that makes a tensor, or that it is a part of; None where more than a bias came in between."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in LAYERS:
+            return node
+        given = [one for one in node.inputs if one is not None and constant(one) is None]
+        if node.op_type not in {*MOVES, "Add", "Gather", "Slice", "Split"} or len(given) != 1:
+            return None
+        value = given[0]
+    return None
+
+
 def name_of(value: ir.Value | None) -> str:
     """Return the name of a tensor that is there."""
     assert value is not None, "an input that the operator needs"  # noqa: S101
@@ -183,9 +225,14 @@ def _reason(node: ir.Node, linear: Linear | None, question: Question) -> str:
         return "costs more accuracy than it is worth"
     if any(fnmatch(module, pattern) for pattern in question.recipe.floats):
         return "the family keeps it"
-    if linear is not None and _is_depthwise(linear) and not question.recipe.depthwise:
-        return "depthwise: bound by memory, not by arithmetic"
-    return ""
+    return _of_depthwise(question) if linear is not None and _is_depthwise(linear) else ""
+
+
+def _of_depthwise(question: Question) -> str:
+    """Return why a convolution of one channel per group stays, or ""."""
+    if not question.placement.depthwise:
+        return "depthwise: this target has no such kernel in 8 bits"
+    return "" if question.recipe.depthwise else "depthwise: bound by memory, not by arithmetic"
 
 
 def _is_product(node: ir.Node) -> bool:

@@ -1,11 +1,11 @@
-"""Quantize: a graph and its ranges to a graph of int8 layers, as one target wants them written."""
+"""Quantize: a graph and its ranges to a graph of layers in 8 bits, as one target wants them written."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
 from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
-from deploykit.export.quantize.grid import Grid
+from deploykit.export.quantize.grid import E4M3, INT8, Grid, Kind
 from deploykit.export.quantize.placement import Chosen, Placement, Question, choose
 from deploykit.export.rewrite import get_rewrite
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
@@ -23,8 +23,8 @@ from deploykit.models.precision import Int8Recipe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: Weights have one scale per channel since this opset.
-LEAST_OPSET = 13
+#: Weights of each kind have one scale per channel since this opset.
+LEAST_OPSET: Final[Mapping[str, int]] = {INT8.dtype: 13, E4M3.dtype: 19}
 #: Operators of graphs that hold fewer bits already.
 ROUNDED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
@@ -33,7 +33,7 @@ ROUNDED = frozenset(
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What becomes int8, and how it is written.
+    """What is rounded to 8 bits, and how it is written.
 
     Attributes:
         recipe: The family's.
@@ -46,8 +46,8 @@ class QuantizeOptions:
     kept: tuple[str, ...] = ()
 
 
-def check_model(model: ir.Model) -> None:
-    """Refuse graphs that can't be quantized.
+def check_model(model: ir.Model, kind: Kind) -> None:
+    """Refuse graphs whose weights can't be rounded to `kind`.
 
     Raises:
         UsageError: The graph is quantized already.
@@ -61,8 +61,9 @@ def check_model(model: ir.Model) -> None:
             Hint("--fp32", "takes it as it is"),
         )
     opset = graph.opset_imports.get("", 0)
-    if opset < LEAST_OPSET:
-        raise UnsupportedError(f"int8 with a scale per channel needs opset {LEAST_OPSET}; the graph has {opset}")
+    least = LEAST_OPSET[kind.dtype]
+    if opset < least:
+        raise UnsupportedError(f"{kind.title} with a scale per channel needs opset {least}; the graph has {opset}")
 
 
 def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Mapping[str, Grid]:
@@ -82,7 +83,7 @@ def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) 
         least = None
         if placement.integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
             least = np.abs(linear.bias_values) / (grids[data].scale * MOST_BIAS)
-        made.append(round_weights(linear, least))
+        made.append(round_weights(linear, least, placement.weights))
     return tuple(made)
 
 
@@ -108,21 +109,24 @@ def quantize(model: ir.Model, table: RangeTable, modules: Mapping[str, str], opt
         model: float32.
         table: Its ranges.
         modules: First outputs of its nodes to nn.Module paths.
-        options: What becomes int8, and how it is written.
+        options: What is rounded, and how it is written.
 
     Raises:
         UsageError: The graph is quantized already.
-        UnsupportedError: Its opset is too old, or none of its layers can be int8.
+        UnsupportedError: Its opset is too old, or none of its layers can be rounded.
         BadInputError: The table is another graph's.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    check_model(model)
+    kind = options.placement.weights
+    check_model(model, kind)
     for name in options.placement.rewrites:
         modules = provenance.carry(modules, get_rewrite(name).apply(model).renames)
     chosen = choose(model.graph, Question(options.recipe, options.placement, modules, frozenset(options.kept)))
     if not (chosen.layers or chosen.products):
-        raise UnsupportedError(f"no layer can be int8: {chosen.left[0].reason if chosen.left else 'there are none'}")
+        raise UnsupportedError(
+            f"no layer can be {kind.title}: {chosen.left[0].reason if chosen.left else 'there are none'}"
+        )
     grids = grids_of(chosen, table, options)
     emitter = Emitter(model.graph, grids)
     emitter.emit(chosen, weights_of(chosen, grids, options.placement), integer_bias=options.placement.integer_bias)
@@ -149,14 +153,15 @@ def _run(inputs: Inputs, options: QuantizeOptions, workspace: Workspace) -> Fact
     }
 
 
-def _ensure(_inputs: Inputs, _options: QuantizeOptions, made: Item) -> None:
-    """Count what the graph holds: asked for int8, it must have int8 weights."""
+def _ensure(_inputs: Inputs, options: QuantizeOptions, made: Item) -> None:
+    """Count what the graph holds: it must have weights of the kind that was asked for."""
     import onnx
 
+    kind = options.placement.weights
     model = onnx_files.load(made.path(onnx_files.MODEL))
     kinds = Counter(tensor.data_type for tensor in model.graph.initializer)
-    if not kinds[onnx.TensorProto.INT8]:
-        raise InternalError("asked for int8, the graph holds no int8 weights")
+    if not kinds[onnx.helper.np_dtype_to_tensor_dtype(kind.numpy)]:
+        raise InternalError(f"asked for {kind.title}, the graph holds no {kind.title} weights")
 
 
 STAGE = Stage(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,8 @@ class Flavour:
         ahead: It builds without a GPU, for architectures that are named.
         portable: Its plans run under any operating system.
         opsets: By major version, the last ONNX opset that it is known to take.
-        without_kernels: Operators with the type of their first input, in ONNX's names, that it parses and can't build.
+        without_kernels: Operators with the type of their first input, in ONNX's names, that it can't build, whatever its
+            parser says.
     """
 
     module: str
@@ -55,6 +57,8 @@ class Flavour:
         return COMPONENTS[self.module].title
 
 
+#: Seen of TensorRT for RTX 1.7; TensorRT's own parser is of the same make.
+_NO_BFLOAT16: Final = frozenset((operator, "BFLOAT16") for operator in ("ConvTranspose", "HardSwish", "Mish"))
 NATIVE: Final = Flavour(
     module="tensorrt",
     magic=b"ftrt",
@@ -63,6 +67,7 @@ NATIVE: Final = Flavour(
     ahead=False,
     portable=False,
     opsets={"10": 20, "11": 24},
+    without_kernels=_NO_BFLOAT16,
 )
 RTX: Final = Flavour(
     module="tensorrt_rtx",
@@ -72,9 +77,19 @@ RTX: Final = Flavour(
     ahead=True,
     portable=True,
     opsets={"1": 24},
-    without_kernels=frozenset({("Attention", "FLOAT")}),
+    without_kernels=frozenset({("Attention", "FLOAT")}) | _NO_BFLOAT16,
 )
 FLAVOURS: Final = (NATIVE, RTX)
+
+
+class Heard(list[str]):
+    """What a library said, in its own words.
+
+    Attributes:
+        interrupted: Ctrl-C came meanwhile.
+    """
+
+    interrupted = False
 
 
 class Library:
@@ -99,14 +114,39 @@ class Library:
             heard.append(message)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[list[str]]:
-        """Yield a list that the library's errors and warnings are added to, in its own words."""
-        heard: list[str] = []
+    def listening(self) -> Iterator[Heard]:
+        """Yield a list that the library's errors and warnings are added to, in its own words.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came meanwhile, and the library has come to its end.
+        """
+        heard = Heard()
         self._listeners.append(heard)
         try:
-            yield heard
+            with _interrupts_noted(heard):
+                yield heard
         finally:
             self._listeners[:] = [one for one in self._listeners if one is not heard]
+
+
+@contextlib.contextmanager
+def _interrupts_noted(heard: Heard) -> Iterator[None]:
+    """Let Ctrl-C wait for the library: what a signal raises inside its callbacks, it swallows or crashes of."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in {None, signal.SIG_IGN}:
+        yield  # nothing of Python's is raised here
+        return
+
+    def note(_number: int, _frame: object) -> None:
+        heard.interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard.interrupted:
+            raise KeyboardInterrupt
 
 
 _LOADED: dict[str, Library] = {}

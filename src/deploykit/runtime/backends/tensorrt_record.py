@@ -69,6 +69,11 @@ class EngineRecord:
     texts: Mapping[str, str]
     layers: tuple[Executed, ...]
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts, under the keys that an ONNX file has them under."""
+        return {f"deploykit.{key}": text for key, text in self.texts.items()}
+
     def to_bytes(self) -> bytes:
         """Return the bytes of the file."""
         return _json(self)
@@ -158,6 +163,20 @@ def here() -> str:
 def record_path(engine: Path) -> Path:
     """Return where the record of an engine lies."""
     return engine.with_suffix(SUFFIX)
+
+
+def record_of(path: Path) -> EngineRecord | None:
+    """Return the record of an engine; None of a file that is called like none.
+
+    Raises:
+        BadInputError: Engine or record is missing or damaged, or they differ.
+        UsageError: It is called like an engine of the other library.
+    """
+    called = [(suffix, flavour) for flavour in FLAVOURS for suffix in flavour.suffixes if path.name.endswith(suffix)]
+    if not called:
+        return None
+    _, flavour = max(called, key=lambda found: len(found[0]))
+    return read_engine(path, flavour)[0]
 
 
 def read_engine(path: Path, flavour: Flavour) -> tuple[EngineRecord, bytes]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.artifact import RunConfig
-from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Repair, Report, Timing, Verdict
+from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Report, Timing, Verdict
 
 MARKS = {
     Verdict.PASS: ("✔ pass", "green"),
@@ -223,7 +223,10 @@ def repairs(report: Report) -> Iterator[str]:
                 yield f"        {repair.elsewhere}"
             continue
         macs = sum(entry.macs_share for entry in repair.returned)
-        changes = "; ".join(_changes(repair, j) for j in report.judgements if j.artifact == repair.artifact)
+        measured = [(run_text(j), j.run.label, j.metrics) for j in report.judgements if j.artifact == repair.artifact]
+        if repair.after is not None:
+            measured = [(f"its graph in {label}", label, metrics) for label, metrics in repair.after.items()]
+        changes = "; ".join(f"{run} {_changes(repair.before.get(label, {}), after)}" for run, label, after in measured)
         modules = [entry.module or entry.node for entry in repair.returned]
         rest = f" and {len(modules) - NAMED} more" if len(modules) > NAMED else ""
         count = f"{len(modules)} {'layer' if len(modules) == 1 else 'layers'}"
@@ -231,15 +234,14 @@ def repairs(report: Report) -> Iterator[str]:
         yield f"        {', '.join(modules[:NAMED])}{rest}"
 
 
-def _changes(repair: Repair, judgement: Judgement) -> str:
+def _changes(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Return what a repair bought in one RunConfig: "27.1 to 28.2 dB, cosine 0.9688 to 0.9959"."""
-    before, after = repair.before.get(judgement.run.label, {}), judgement.metrics
     words = [
         f"{lead}{before[key] * scale:.{digits}f} to {after[key] * scale:.{digits}f}{unit}"
         for key, lead, scale, digits, unit in BOUGHT
         if key in before and key in after
     ]
-    return f"{run_text(judgement)} {', '.join(words)}"
+    return ", ".join(words)
 
 
 def gate_text(gate: GateResult) -> str:

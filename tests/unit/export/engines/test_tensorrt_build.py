@@ -146,6 +146,42 @@ def test_ctrl_c_at_any_time_ends_a_build_and_is_not_lost_in_a_callback(tmp_path:
     assert (done.returncode, done.stdout.split()) == (0, ["ended"] * 5 + ["sound"]), done.stderr
 
 
+HEARD = """
+import signal, sys
+from pathlib import Path
+from deploykit.export.engines.tensorrt_build import refusals
+from tests.unit.export.engines.test_tensorrt_build import FOR_89, RTX, build, library
+
+class Loud(list):
+    def append(self, message):
+        signal.raise_signal(signal.SIGINT)
+
+before = signal.getsignal(signal.SIGINT)
+quiet = list(library(RTX)._listeners)
+for work in (lambda: refusals(RTX, Path(sys.argv[1])), lambda: build(RTX, Path(sys.argv[1]), FOR_89)):
+    library(RTX)._listeners.append(Loud())
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("ended")
+    finally:
+        library(RTX)._listeners[:] = quiet
+    assert signal.getsignal(signal.SIGINT) is before
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+library(RTX)._listeners.append(Loud())
+refusals(RTX, Path(sys.argv[1]))
+print("ignored")
+"""
+
+
+def test_ctrl_c_while_the_library_complains_is_not_lost(tmp_path: Path) -> None:
+    """In a process of its own; where the signal is ignored, it stays so."""
+    (tmp_path / "no.onnx").write_bytes(b"nothing of the kind")
+    words = [sys.executable, "-c", HEARD, str(tmp_path / "no.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["ended", "ended", "ignored"]), done.stderr
+
+
 def test_a_refused_operator_is_named_with_its_module(tmp_path: Path) -> None:
     bad = onnx.helper.make_node("Det", ["relu"], ["det"], name="odd")
     options = BuildOptions((image(),), (89,), {"odd": "blocks.3.head"})

@@ -13,10 +13,9 @@ import pytest
 from tests.support import RECIPE
 from tests.unit.export.cast_support import Array, hub, item, model, node, table_of
 
-from deploykit.artifact import Axis
+from deploykit.artifact import Axis, RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import cast, onnx_files
-from deploykit.export.engines import onnx as ort_target
 from deploykit.export.engines import tensorrt as target
 from deploykit.export.engines.tensorrt import check_layers, check_precision
 from deploykit.export.quantize import stage as quantize
@@ -63,14 +62,14 @@ def workspace(folder: Path) -> Workspace:
     return Workspace(folder, lambda _done, _total: None)
 
 
-def half(made: Item, ranges: Item, folder: Path) -> Item:
+def half(made: Item, ranges: Item, folder: Path, precision: str = "fp16") -> Item:
     space = workspace(folder)
-    return item("graph", folder, cast.STAGE.run({"graph": made, "ranges": ranges}, cast.CastOptions("fp16"), space))
+    options = cast.CastOptions(precision, without=target.TARGET.without.get(precision, ()))
+    return item("graph", folder, cast.STAGE.run({"graph": made, "ranges": ranges}, options, space))
 
 
-def rounded(made: Item, ranges: Item, folder: Path) -> Item:
-    assert target.TARGET.placement is not None
-    options = quantize.QuantizeOptions(Int8Recipe(method="minmax"), target.TARGET.placement)
+def rounded(made: Item, ranges: Item, folder: Path, precision: str = "int8") -> Item:
+    options = quantize.QuantizeOptions(Int8Recipe(method="minmax"), target.TARGET.placements[precision])
     space = workspace(folder)
     return item("graph", folder, quantize.STAGE.run({"graph": made, "ranges": ranges}, options, space))
 
@@ -80,7 +79,9 @@ def package(made: Item, folder: Path, options: PackageOptions = OPTIONS) -> Item
     return item("artifact", folder, target.TARGET.stage.run({"graph": made}, options, space))
 
 
-@pytest.mark.parametrize(("precision", "found"), [("fp16", "float"), ("int8", "float")])
+@pytest.mark.parametrize(
+    ("precision", "found"), [("fp16", "float"), ("bf16", "float"), ("int8", "float"), ("fp8", "float")]
+)
 def test_a_graph_of_another_precision_is_refused_before_anything_is_built(
     tmp_path: Path, precision: str, found: str
 ) -> None:
@@ -126,45 +127,72 @@ def test_one_side_of_a_sum_of_two_layers_is_rounded(tmp_path: Path) -> None:
     assert sorted(by_output[name].op_type for name in by_output["y"].input) == ["Conv", "DequantizeLinear"]
 
 
-def test_the_placement_answers_as_the_float_graph_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "emulator"])
+@pytest.mark.parametrize(("precision", "least"), [("int8", 25.0), ("fp8", 22.0)])
+def test_the_placement_answers_as_the_float_graph_does(
+    tmp_path: Path, precision: str, least: float, backend: str
+) -> None:
     hub_graph = graph(tmp_path / "graph")
     table = table_of(hub_graph, tmp_path / "table", {"b": (0.0, 8.0), "e": (-4.0, 4.0)}, rest=(-8.0, 8.0))
-    made = half(rounded(hub_graph, table, tmp_path / "int8"), table, tmp_path / "half")
+    made = half(rounded(hub_graph, table, tmp_path / "rounded", precision), table, tmp_path / "half")
     feed = {"x": RNG.uniform(-2, 2, (1, 8, 8, 8)).astype(np.float32)}
     answers = []
     for one in (hub_graph, made):
-        backend = get_backend("onnxruntime")
-        with backend.open(str(one.path(onnx_files.MODEL)), ort_target.TARGET.runs["fp32"][0]) as session:
+        with get_backend(backend).open(str(one.path(onnx_files.MODEL)), RunConfig(backend)) as session:
             answers.append(session.infer(feed)["y"])
-    assert drift.sqnr_db(*answers) > 25.0
+    assert least < drift.sqnr_db(*answers) < 60.0, "rounded, and not too much"
+
+
+def test_sums_and_depthwise_convolutions_are_not_rounded_to_fp8(tmp_path: Path) -> None:
+    deep = [node("Conv", "d,deep.weight", "dd", group=16, name="deep"), node("GlobalAveragePool", "dd", "e")]
+    weights = {**WEIGHTS, "deep.weight": WEIGHTS["block.weight"][:, :1]}
+    proto = model([*NODES[:4], *deep, *NODES[5:]], weights, (1, 8, 8, 8))
+    hub_graph = hub(proto, tmp_path / "graph", {**MODULES, "dd": "blocks.0.deep"})
+    made = rounded(hub_graph, table_of(hub_graph, tmp_path / "table", {}), tmp_path / "fp8", "fp8")
+    structure = onnx_files.load(made.path(onnx_files.MODEL)).graph
+    by_output = {one.output[0]: one for one in structure.node}
+    assert [by_output[name].op_type for name in by_output["d"].input] == ["Conv", "Relu"]
+    assert by_output["dd"].input[0] == "d"
+    (left,) = quantize.STAGE.run(
+        {"graph": hub_graph, "ranges": table_of(hub_graph, tmp_path / "again", {})},
+        quantize.QuantizeOptions(Int8Recipe(), target.TARGET.placements["fp8"]),
+        workspace(tmp_path / "facts"),
+    )["left"]
+    assert (left["module"], left["reason"]) == ("blocks.0.deep", "depthwise: this target has no such kernel in 8 bits")
+    kinds = Counter(tensor.data_type for tensor in structure.initializer)
+    assert kinds[onnx.TensorProto.INT8] == kinds[onnx.TensorProto.UINT8] == 0
+    assert kinds[onnx.TensorProto.FLOAT8E4M3FN] == 9, "weights, their zeros, zeros of what they take"
 
 
 @needs_rtx
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", "f32"), ("fp16", "f16"), ("int8", "int8")])
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "int8"), ("fp8", "fp8")]
+)
 def test_engines_compute_in_what_was_asked_for(tmp_path: Path, precision: str, kind: str) -> None:
     made = graph(tmp_path / "graph", "batch")
     table = table_of(made, tmp_path / "table", {})
-    if precision == "int8":
-        made = rounded(made, table, tmp_path / "int8")
+    if precision in target.TARGET.placements:
+        made = rounded(made, table, tmp_path / "rounded", precision)
     if precision != "fp32":
-        made = half(made, table, tmp_path / "half")
+        made = half(made, table, tmp_path / "half", {"int8": "fp16", "fp8": "fp16"}.get(precision, precision))
     rows = Axis("batch", 1, 4, 16)
-    options = replace(OPTIONS, precision=precision, axes={"batch": rows})
+    gpus = (89, 120) if precision == "fp8" else (86, 89)
+    options = replace(OPTIONS, precision=precision, axes={"batch": rows}, capabilities=gpus)
     artifact = package(made, tmp_path / "made", options)
     assert sorted(record.path for record in artifact.files) == ["net.trt-rtx.engine", "net.trt-rtx.json"]
     record, plan = read_engine(artifact.path("net.trt-rtx.engine"), RTX)
     assert hashlib.sha256(plan).hexdigest() == record.sha256
-    assert (record.precision, record.capabilities, record.source) == (precision, (86, 89), made.digest)
+    assert (record.precision, record.capabilities, record.source) == (precision, gpus, made.digest)
     assert record.inputs[0].shape == (rows, 8, 8, 8)
     assert record.outputs[0].shape == (rows, 10)
     assert Counter(layer.precision for layer in record.layers if layer.name in {"stem", "block"}) == {kind: 2}
     assert {layer.name: layer.macs for layer in record.layers} == {"stem": 64 * 1152, "block": 64 * 2304, "fc": 160}
-    if precision == "int8":
+    if precision in target.TARGET.placements:
         assert int8_share(record.layers) > 0.99
     facts = artifact.facts
     assert facts["built_by"] == COMPONENTS[RTX.module].version()
     assert facts["profiles"] == {"x": "[batch 1..16, 8, 8, 8]"}
-    assert facts["capabilities"] == [86, 89]
+    assert facts["capabilities"] == list(gpus)
 
 
 @needs_rtx
@@ -178,3 +206,44 @@ def test_all_that_cannot_be_built_is_told_at_once_with_modules(tmp_path: Path) -
         "  Gemm 'fc' of module 'head.fc': a float32 product has no kernel for SM 75",
     ]
     assert [hint.action.split()[0] for hint in caught.value.hints] == ["--dynamic", "--fp16,"]
+
+
+@needs_rtx
+def test_what_has_no_bfloat16_kernel_is_float32_in_a_bfloat16_engine(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x,stem.weight", "a", pads=[1, 1, 1, 1], name="stem"),
+        node("HardSwish", "a", "b"),
+        *NODES[2:],
+    ]
+    made = hub(model(nodes, WEIGHTS, (1, 8, 8, 8), opset=22), tmp_path / "graph", MODULES)
+    table = table_of(made, tmp_path / "table", {})
+    typed = half(made, table, tmp_path / "half", "bf16")
+    artifact = package(typed, tmp_path / "made", replace(OPTIONS, precision="bf16"))
+    record, _ = read_engine(artifact.path("net.trt-rtx.engine"), RTX)
+    assert Counter(layer.precision for layer in record.layers if layer.name in {"stem", "block"}) == {"bf16": 2}
+    whole = item(
+        "graph",
+        tmp_path / "whole",
+        cast.STAGE.run({"graph": made, "ranges": table}, cast.CastOptions("bf16"), workspace(tmp_path / "whole")),
+    )
+    with pytest.raises(UnsupportedError, match=r"HardSwish '.*': TensorRT for RTX has no kernel of it for bfloat16"):
+        package(whole, tmp_path / "refused", replace(OPTIONS, precision="bf16"))
+
+
+@needs_rtx
+def test_bfloat16_is_not_for_turing(tmp_path: Path) -> None:
+    made = graph(tmp_path / "graph")
+    typed = half(made, table_of(made, tmp_path / "table", {}), tmp_path / "half", "bf16")
+    with pytest.raises(UnsupportedError, match="bfloat16 is not for SM 75") as caught:
+        package(typed, tmp_path / "made", replace(OPTIONS, precision="bf16", capabilities=(75, 86)))
+    assert caught.value.exit_code == 8
+
+
+@needs_rtx
+def test_fp8_is_for_ada_and_newer(tmp_path: Path) -> None:
+    made = graph(tmp_path / "graph")
+    table = table_of(made, tmp_path / "table", {})
+    typed = half(rounded(made, table, tmp_path / "rounded", "fp8"), table, tmp_path / "half")
+    with pytest.raises(UnsupportedError, match="float8e4m3fn is not for SM 86") as caught:
+        package(typed, tmp_path / "made", replace(OPTIONS, precision="fp8", capabilities=(86, 89)))
+    assert caught.value.exit_code == 8

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,3 +70,47 @@ def test_weights_move_by_half_a_step_of_their_channel(weight: NDArray[np.float32
     scales = grid.weight_scales(weight, 0)
     back = grid.quantized_weight(weight, scales, 0) * scales[:, None]
     assert np.all(np.abs(back - weight) <= 0.5001 * scales[:, None] + 1e-30)
+
+
+@given(values=hnp.arrays(np.float32, 16, elements=st.floats(-(2.0**12), 2.0**12, width=32)))
+def test_floats_of_8_bits_keep_four_digits_whatever_the_size(values: NDArray[np.float32]) -> None:
+    made = grid.activation_grid(range_of(values), grid.E4M3, "mse")
+    found, reach = made.rounded(values), float(np.abs(values).max())
+    assert made.zero_point == 0
+    assert np.abs(found).max() <= reach * (1 + 1e-6)
+    normal = np.abs(values) >= made.scale * 2.0**-6
+    assert (np.abs(found - values)[normal] <= np.abs(values)[normal] * 2.0**-4 * (1 + 1e-6)).all()
+    assert (np.abs(found - values)[~normal] <= made.scale * 2.0**-10 * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("low", [-1e-30, -(2.0**-40)])
+def test_scales_of_floats_are_normal_in_float16(low: float) -> None:
+    scale = np.float16(grid.grid_over(grid.E4M3, low, 0.0).scale)
+    assert scale == np.float16(2.0**-14) == np.finfo(np.float16).smallest_normal
+
+
+def test_floats_beyond_the_range_become_the_outermost() -> None:
+    codes = grid.E4M3.codes(np.array([1e9, -1e9, 448.0, 464.1, 0.0]))
+    assert codes.astype(np.float32).tolist() == [448.0, -448.0, 448.0, 448.0, 0.0]
+
+
+def test_codes_of_floats_are_those_of_onnx_runtime() -> None:
+    made = grid.grid_over(grid.E4M3, -3.0, 5.0)
+    values = np.random.default_rng(0).normal(0, 2, 5000).astype(np.float32)
+    rounding = onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"])
+    back = onnx.helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"])
+    weights = {"scale": np.float32(made.scale), "zero": np.zeros((), grid.E4M3.numpy)}
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [rounding, back],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [5000])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [5000])],
+            [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": values})
+    np.testing.assert_allclose(made.rounded(values), found, rtol=1e-6, atol=0)

@@ -50,8 +50,7 @@ def fixed(graph: Path, batch: int, folder: Path) -> Path:
 def test_an_open_batch_computes_what_a_fixed_one_does(name: str, tmp_path: Path) -> None:
     assert "int8" in TARGET.static, "if it isn't refused any more, this is to be a test of the default suite"
     graph, ranges, feeds = hub(name, tmp_path)
-    assert TARGET.placement is not None
-    options = stage.QuantizeOptions(get_family(name.removeprefix("tiny-")).int8, TARGET.placement)
+    options = stage.QuantizeOptions(get_family(name.removeprefix("tiny-")).int8, TARGET.placements["int8"])
     made = perform(stage.STAGE, {"graph": graph, "ranges": ranges}, options, tmp_path / "int8")
     path, rows = made.path(onnx_files.MODEL), feeds["input"]
     for precision in PRECISIONS:

@@ -16,7 +16,7 @@ from deploykit.errors import UnsupportedError, UsageError
 from deploykit.export import onnx_files, provenance
 from deploykit.export.engines import onnx as ort_target
 from deploykit.export.engines import openvino as openvino_target
-from deploykit.export.quantize.grid import UINT8
+from deploykit.export.quantize.grid import INT8, UINT8
 from deploykit.export.quantize.placement import Placement
 from deploykit.export.quantize.stage import STAGE, QuantizeOptions
 from deploykit.export.stage import Item, Workspace
@@ -42,12 +42,14 @@ NODES = [
     node("Gemm", "e,fc.weight", "y"),
 ]
 MODULES = {"a": "stem.conv", "c": "blocks.0.deep", "y": "head.fc"}
-PLACEMENTS = {"onnxruntime": ort_target.TARGET.placement, "openvino": openvino_target.TARGET.placement}
+PLACEMENTS = {
+    "onnxruntime": ort_target.TARGET.placements["int8"],
+    "openvino": openvino_target.TARGET.placements["int8"],
+}
 
 
 def options(backend: str, recipe: Int8Recipe | None = None) -> QuantizeOptions:
     placement = PLACEMENTS[backend]
-    assert placement is not None
     return QuantizeOptions(recipe or Int8Recipe(method="minmax"), placement)
 
 
@@ -259,6 +261,64 @@ def test_attention_is_rounded_without_zero_points_before_it_is_moved(tmp_path: P
             answers[backend, which is made] = session.infer(feed)["y"]
     assert drift.sqnr_db(answers["onnxruntime", True], answers["openvino", True]) > 30.0
     assert drift.sqnr_db(answers["onnxruntime", False], answers["openvino", True]) > 15.0
+
+
+KEYS = replace(Placement(INT8), keys=INT8)
+#: The same with one layer for all three: its output is taken apart, then moved.
+JOINED = [
+    node("MatMul", "x,qkv.weight", "qkv"),
+    node("Add", "qkv,qkv.bias", "biased"),
+    node("Split", "biased", "q,k,v", axis=-1, num_outputs=3),
+    node("Reshape", "k,whole", "k1"),
+    node("Transpose", "k1", "keys", perm=[0, 2, 1]),
+    node("MatMul", "q,keys", "scores"),
+    node("Mul", "scores,half", "scaled"),
+    node("Softmax", "scaled", "shares"),
+    node("MatMul", "shares,v", "mixed"),
+    node("MatMul", "mixed,proj.weight", "y"),
+]
+JOINED_WEIGHTS: dict[str, Array] = {
+    "qkv.weight": DRAWN.standard_normal((WIDTH, 3 * WIDTH)).astype(np.float32) / 4,
+    "qkv.bias": DRAWN.standard_normal(3 * WIDTH).astype(np.float32),
+    "whole": np.array([1, TOKENS, WIDTH]),
+    "half": np.array(0.5, np.float32),
+    "proj.weight": DRAWN.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 4,
+}
+
+
+def rounded_tensors(graph: Item, chosen: QuantizeOptions, folder: Path) -> list[str]:
+    folder.mkdir()
+    proto = onnx_files.load(quantized(graph, chosen, folder).path(onnx_files.MODEL))
+    return sorted(given.input[0] for given in proto.graph.node if given.op_type == "QuantizeLinear")
+
+
+def test_keys_are_rounded_by_themselves_before_they_are_moved(tmp_path: Path) -> None:
+    graph = hub(model(JOINED, JOINED_WEIGHTS, (1, TOKENS, WIDTH)), tmp_path / "joined")
+    chosen = QuantizeOptions(Int8Recipe(method="minmax"), KEYS)
+    assert rounded_tensors(graph, chosen, tmp_path / "keys") == ["k", "mixed", "x"]
+    timm = attention(tmp_path / "timm")
+    assert rounded_tensors(timm, chosen, tmp_path / "timm int8") == ["joined", "k1", "x"]
+    without = replace(chosen, placement=replace(KEYS, keys=None))
+    assert rounded_tensors(graph, without, tmp_path / "none") == ["mixed", "x"]
+
+
+def test_keys_of_a_layer_that_stays_are_not_rounded(tmp_path: Path) -> None:
+    graph = hub(model(JOINED, JOINED_WEIGHTS, (1, TOKENS, WIDTH)), tmp_path / "joined")
+    kept = QuantizeOptions(Int8Recipe(method="minmax"), KEYS, kept=("qkv",))
+    assert rounded_tensors(graph, kept, tmp_path / "kept") == ["mixed"]
+
+
+def test_keys_that_are_normalized_are_not_rounded_nor_what_meets_no_softmax(tmp_path: Path) -> None:
+    weights = {**JOINED_WEIGHTS, "gamma": np.ones(WIDTH, np.float32)}
+    normed = [node("LayerNormalization", "k,gamma", "kn"), node("Reshape", "kn,whole", "k1")]
+    graphs = {
+        "normed": [*JOINED[:3], *normed, *JOINED[4:]],
+        "linear": [*JOINED[:7], node("Relu", "scaled", "shares"), *JOINED[8:]],
+    }
+    for name, nodes in graphs.items():
+        graph = hub(model(nodes, weights, (1, TOKENS, WIDTH)), tmp_path / name)
+        chosen = QuantizeOptions(Int8Recipe(method="minmax"), KEYS)
+        assert rounded_tensors(graph, chosen, tmp_path / f"{name} int8") == ["mixed", "x"]
 
 
 def test_a_runtime_gets_the_rewrites_that_it_is_faster_with(tmp_path: Path) -> None:
