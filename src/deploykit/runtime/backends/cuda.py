@@ -256,7 +256,7 @@ class Lane:
                 self._driver.call("cuStreamEndCapture", self._stream, ctypes.byref(captured))
             self._driver.call("cuGraphInstantiateWithFlags", ctypes.byref(graph), captured, ctypes.c_uint64(0))
         finally:
-            if captured:
+            if captured.value:
                 self._driver.call("cuGraphDestroy", captured)
         return Graph(self._driver, self._stream, graph)
 
