@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.artifact import Axis, RunConfig, TensorSpec
+from deploykit.artifact import Axis, RunConfig
 from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
-from deploykit.models.original import INPUT_NAME
+from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.verdict import Ran
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 class TorchSession(Session):
     """An original in evaluation mode, float32, eager, on the CPU."""
 
-    def __init__(self, module: torch.nn.Module, inputs: tuple[TensorSpec, ...], output_name: str, ran: Ran) -> None:
+    def __init__(self, module: torch.nn.Module, takes: Interface, ran: Ran) -> None:
         self._module: torch.nn.Module | None = module
-        rows = _run(module, _example(inputs[0]))
-        shape = (Axis.unbounded("batch"), *rows.shape[1:])
-        super().__init__(inputs, (TensorSpec(output_name, rows.dtype.name, shape),), ran)
+        axes = {name: Axis.unbounded(name) for name in takes.axes}
+        shapes = takes.at({})
+        rows = _run(module, *(np.zeros(shapes[each.name], each.dtype) for each in takes.inputs))
+        answer = takes.answer or (BATCH, *rows.shape[1:])
+        output = Input(takes.output, rows.dtype.name, answer).spec(axes)
+        super().__init__(tuple(each.spec(axes) for each in takes.inputs), (output,), ran)
 
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
-        return {self.outputs[0].name: _run(self._module, feeds[self.inputs[0].name])}
+        return {self.outputs[0].name: _run(self._module, *feeds.values())}
 
     def _close(self) -> None:
         self._module = None
@@ -60,9 +63,8 @@ class TorchBackend(Backend):
             raise UnsupportedError(
                 f"this process lets PyTorch multiply float32 with {matmul!r} precision: that isn't f32"
             )
-        spec = TensorSpec(INPUT_NAME, "float32", (Axis.unbounded("batch"), *original.preprocess.input_size))
         ran = Ran(self.name, torch.__version__, "cpu", "f32", torch.get_num_threads())
-        return TorchSession(module, (spec,), original.task, ran)
+        return TorchSession(module, original.takes, ran)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return Python that opens the original `file` as `config` says and defines `infer(feeds)`.
@@ -70,7 +72,8 @@ class TorchBackend(Backend):
         An original is code and weights that deploykit finds by its source, so this is the one snippet that imports deploykit.
         """
         _check(config)
-        task = located(file).task
+        takes = located(file).takes
+        feeds = ", ".join(f"torch.from_numpy(feeds[{each.name!r}])" for each in takes.inputs)
         threads = [] if config.threads is None else [f"torch.set_num_threads({config.threads})"]
         return "\n".join(
             [
@@ -83,7 +86,7 @@ class TorchBackend(Backend):
                 "",
                 "@torch.inference_mode()",
                 "def infer(feeds):",
-                f"    return {{{task!r}: module(torch.from_numpy(feeds[{INPUT_NAME!r}])).numpy()}}",
+                f"    return {{{takes.output!r}: module({feeds}).numpy()}}",
                 "",
             ]
         )
@@ -98,16 +101,12 @@ def _check(config: RunConfig) -> None:
         raise UsageError(f"PyTorch takes no hints, found {dict(config.hints)}")
 
 
-def _example(spec: TensorSpec) -> Tensor:
-    return np.zeros([dim.opt if isinstance(dim, Axis) else dim for dim in spec.shape], spec.dtype)
-
-
-def _run(module: torch.nn.Module, array: Tensor) -> Tensor:
+def _run(module: torch.nn.Module, *arrays: Tensor) -> Tensor:
     """Return a copy of the module's one output, as the caller's own array."""
     import torch
 
     with torch.inference_mode():
-        result = module(torch.from_numpy(array if array.flags.writeable else array.copy()))
+        result = module(*(torch.from_numpy(one if one.flags.writeable else one.copy()) for one in arrays))
     if not isinstance(result, torch.Tensor):
         raise UnsupportedError(f"{type(module).__name__} returns a {type(result).__name__}, not one tensor")
     owned: Tensor = result.numpy().copy()

@@ -36,19 +36,19 @@ class Refused(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-RULES = {"batch": AxisRule(dim=0, min=1, max=16, step=1, traced=2)}
+OPEN = trace.Open({"batch": AxisRule(min=1, max=16, step=1, traced=2)}, ({0: "batch"},))
 
 
 def test_a_network_that_fixes_its_batch_is_refused_by_the_axis_name() -> None:
     with pytest.raises(BakedAxisError, match="axis batch can't be dynamic") as caught:
-        trace._export(BakedBatch(), torch.zeros(2, 8), RULES, "baked")
+        trace._export(BakedBatch(), (torch.zeros(2, 8),), OPEN, "baked")
     assert caught.value.exit_code == 8
     assert caught.value.hints[0].action == "--batch N"
 
 
 def test_a_network_that_cannot_be_traced_is_unsupported() -> None:
     with pytest.raises(UnsupportedError, match="refused can't be traced"):
-        trace._export(Refused(), torch.zeros(2, 8), {}, "refused")
+        trace._export(Refused(), (torch.zeros(2, 8),), trace.Open({}, ({},)), "refused")
 
 
 @pytest.fixture(scope="module")
