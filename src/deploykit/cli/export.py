@@ -21,6 +21,8 @@ EXAMPLES = (
     "deploykit export convnext_tiny --weights last.pth.tar --labels classes.txt --ort",
     "deploykit export tf_efficientnetv2_s --random-weights --openvino --no-bench",
     "deploykit export hf:path/to/folder --data labels.csv --ort",
+    "deploykit export tiny-lcm-unet --fp16 --ort --openvino",
+    "deploykit export lcm:path/to/folder --dynamic height --dynamic width --openvino",
     "deploykit export model.onnx --openvino",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
@@ -37,7 +39,7 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="The original: a name (shipped, or any of timm's), a file, hf:FOLDER, py:module:function.",
+            help="The original: a name (shipped, or any of timm's), a file, hf:FOLDER, lcm:FOLDER, py:module:function.",
         ),
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,

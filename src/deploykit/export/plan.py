@@ -386,7 +386,7 @@ def _adopted(_family: Family, request: Request) -> Node:
 
 
 #: The node that makes the first graph, by the original's form.
-FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "graph": _adopted}
+FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "diffusers": _traced, "graph": _adopted}
 
 
 def stem_of(original: Original, cell: Cell) -> str:

@@ -30,9 +30,10 @@ class Form:
     libraries: tuple[str, ...]
 
 
-#: A network in PyTorch, or a graph that was exported before.
+#: A network in PyTorch, one that diffusers builds, or a graph that was exported before.
 FORMS = {
     "module": Form("torch", "locator", ("torch", "timm", "safetensors")),
+    "diffusers": Form("torch", "locator", ("torch", "diffusers", "safetensors")),
     "graph": Form("onnxruntime", "weights_file", ("onnxruntime",)),
 }
 
@@ -89,7 +90,7 @@ class Original:
         options: How it was asked to be opened.
         weights_file: Checkpoint that holds its weights; "" where there is no file.
         family: Name of a registered family.
-        task: "logits" or "embedding": what it answers with.
+        task: "logits", "embedding" or "noise": what it answers with.
         parameters: Number of trained values.
         weights_sha256: Hash of the weights.
         spec_sha256: Hash of everything else that determines the network: architecture, arguments, library versions.

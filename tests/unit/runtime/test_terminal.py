@@ -53,3 +53,10 @@ def test_runtimes_have_short_names_only_where_they_must() -> None:
     assert any(line.startswith("int8.openvino ") for line in few)
     more = lines(Report("bundle", (judged("int8", "openvino"), judged("int8-weights", "openvino"))), 120)
     assert [line.split()[0] for line in more if ".ov " in line] == ["int8.ov", "int8-weights.ov"]
+
+
+def test_latents_stand_where_there_are_no_answers_to_agree_on() -> None:
+    found = replace(judged("fp16", "ort"), metrics={"sqnr_db": 61.2, "latent_psnr_db": 84.4})
+    shown = lines(Report("bundle", (found,)), 80)
+    assert any("61 dB" in line and "latents 84 dB" in line for line in shown)
+    assert not any("…" in line for line in shown)
