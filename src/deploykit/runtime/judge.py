@@ -139,14 +139,17 @@ def _measure(
     gates: list[GateResult] = []
     metrics: dict[str, float] = {}
     skipped: list[str] = []
+    outputs: dict[str, Tensor] = {}
     # Each check runs though one before it crashed: a baked axis breaks the golden inputs too, and must be called by its name.
     crashes = [
-        _crash(lambda: _judge_golden(session, brief.golden, budget, gates, metrics)),
+        _crash(lambda: _judge_golden(session, brief.golden, budget, (gates, metrics), outputs)),
         _crash(lambda: gates.extend(_judge_axes(session, brief, budget, skipped))),
     ]
     if brief.golden.rollout is not None:
         rollout = brief.golden.rollout
-        crashes.append(_crash(lambda: gates.extend(_judge_rollout(session, brief.golden, rollout, budget, metrics))))
+        crashes.append(
+            _crash(lambda: _judge_rollout(session, brief.golden, rollout, budget, (gates, metrics), outputs))
+        )
     if budget.int8_share is not None:
         least = budget.int8_share
         crashes.append(_crash(lambda: gates.extend(_judge_share(session, brief.golden, least, metrics, skipped))))
@@ -196,11 +199,17 @@ def run_rows(session: Session, inputs: Tensors, chunk: int = CHUNK) -> dict[str,
 
 
 def _judge_golden(
-    session: Session, golden: Golden, budget: Budget, gates: list[GateResult], metrics: dict[str, float]
+    session: Session,
+    golden: Golden,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    outputs: dict[str, Tensor],
 ) -> None:
+    """Run the golden inputs and leave their outputs in `outputs`."""
     if not golden.inputs or not any(golden.references.values()):
         raise ValueError("there are no golden inputs, or no outputs to compare with")
-    outputs = run_rows(session, golden.inputs)
+    gates, metrics = into
+    outputs |= run_rows(session, golden.inputs)
     for reference, expected in golden.references.items():
         for name, array in expected.items():
             if name not in outputs:
@@ -227,22 +236,27 @@ def _numeric_gates(
 
 
 def _judge_rollout(
-    session: Session, golden: Golden, rollout: Rollout, budget: Budget, metrics: dict[str, float]
-) -> Iterator[GateResult]:
+    session: Session,
+    golden: Golden,
+    rollout: Rollout,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    outputs: Tensors,
+) -> None:
     """Compare each step by itself, given what the original was given, and then what all steps lead to."""
+    gates, metrics = into
     (name, expected), *_ = golden.references[ORIGINAL].items()
-    found = run_rows(session, golden.inputs)[name]
-    steps = [drift.sqnr_db(expected[rollout.rows(k)], found[rollout.rows(k)]) for k in range(rollout.steps)]
+    steps = [drift.sqnr_db(expected[rows], outputs[name][rows]) for rows in map(rollout.rows, range(rollout.steps))]
     latents = rollout.play(lambda feeds: run_rows(session, feeds)[name], golden.inputs)
     metrics |= {f"sqnr_db_step_{number}": value for number, value in enumerate(steps, start=1)}
     metrics["latent_psnr_db"] = drift.psnr_db(rollout.latents, latents)
     measured = {
-        "step_sqnr_db": (float(np.min(steps)), budget.sqnr_db, len(found)),
+        "step_sqnr_db": (float(np.min(steps)), budget.sqnr_db, len(expected)),
         "latent_psnr_db": (metrics["latent_psnr_db"], budget.latent_psnr_db, len(latents)),
     }
     for metric, (value, bound, n) in measured.items():
         if bound is not None:
-            yield gate.numeric_gate(metric, value, bound, higher_is_better=True, reference=ORIGINAL, n=n)
+            gates.append(gate.numeric_gate(metric, value, bound, higher_is_better=True, reference=ORIGINAL, n=n))
 
 
 def _judge_share(
