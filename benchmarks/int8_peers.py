@@ -35,6 +35,7 @@ from deploykit.data import images, rendered
 from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError
 from deploykit.manifest import Machine
+from deploykit.models import sources
 from deploykit.models.original import SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
@@ -170,11 +171,15 @@ def inputs(calib: Path, count: int, recipe: Preprocess) -> Iterator[NDArray[np.f
         yield normalize(images.decode(path)[None], recipe)
 
 
+def _recipe(bundle: Bundle) -> Preprocess:
+    return sources.located(bundle.manifest.source.locator).recipe
+
+
 def peers(bundle: Bundle, calib: Path, count: int, python: str, folder: Path) -> Iterator[Entry]:
     """Quantize with the peers; one that fails is told, with the last line of what it said."""
     files = {artifact.name.split(".", 1)[1]: bundle.root / artifact.main.path for artifact in bundle.manifest.artifacts}
     artifact = bundle.manifest.artifacts[0]
-    recipe, name = bundle.manifest.preprocess, artifact.inputs[0].name
+    recipe, name = _recipe(bundle), artifact.inputs[0].name
     for title, preset in PRESETS.items():
         made = folder / f"nncf-{title}.xml"
         say(f"NNCF {title}")
@@ -310,7 +315,7 @@ def _ours(model: str, size: int, calib: Path, count: int, folder: Path) -> Quant
 def _nncf(bundle: Bundle, python: str, calib: Path, count: int) -> Quantized:
     source = next(file.main.path for file in bundle.manifest.artifacts if file.name.endswith("fp32.openvino"))
     made = calib.parent / "nncf.xml"
-    recipe = bundle.manifest.preprocess
+    recipe = _recipe(bundle)
     line, megabytes = finished(nncf_command(python, bundle.root / source, made, calib, count, recipe))
     return Quantized(float(json.loads(line)["seconds"]), megabytes)
 

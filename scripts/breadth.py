@@ -284,7 +284,7 @@ def stock_export(module: nn.Module, original: Original, path: Path) -> None:
     """Write ONNX as PyTorch's own documentation does."""
     import torch
 
-    example = torch.randn((TRACED, *original.preprocess.input_size), generator=torch.Generator().manual_seed(0))
+    example = torch.randn((TRACED, *original.recipe.input_size), generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(
         module,
         (example,),
@@ -304,7 +304,7 @@ def golden_images(original: Original) -> np.ndarray[Any, Any]:
     """Return images as the gates see them: float32 [RUN, C, H, W]."""
     from deploykit.models import head
 
-    return np.asarray(head.sample_images(original.preprocess)[:RUN])
+    return np.asarray(head.sample_images(original.recipe)[:RUN])
 
 
 def answers(module: nn.Module, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

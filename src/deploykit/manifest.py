@@ -127,15 +127,18 @@ class GoldenRecord:
 
     Attributes:
         count: Number of inputs.
-        images: The image set that they were taken from.
-        inputs: float32 inputs.
+        images: What they were taken from: an image set, or a model's own trajectories.
+        inputs: The inputs.
         references: Outputs by who computed them: "original", "hub".
+        further: What else the original is compared by: "sizes", its outputs for inputs of other sizes; "rollout", what it
+            makes of its own outputs. None where there is neither.
     """
 
     count: int
     images: str
     inputs: FileRecord
     references: Mapping[str, FileRecord]
+    further: Mapping[str, FileRecord] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Manifest:
         created: UTC, ISO 8601.
         command: The command line that makes it again.
         source: The original.
-        preprocess: From image to input.
+        preprocess: From image to input; None where the original takes no images.
         labels: Class names by index.
         axes: Dynamic axes by name, with the size that each was traced at.
         budgets: Bounds by the precision that a run computes in.
@@ -187,7 +190,7 @@ class Manifest:
     created: str
     command: str
     source: SourceRecord
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     labels: tuple[str, ...]
     axes: Mapping[str, int]
     budgets: Mapping[str, Budget]
@@ -211,6 +214,7 @@ class Manifest:
         yield self.modules
         yield self.golden.inputs
         yield from self.golden.references.values()
+        yield from (self.golden.further or {}).values()
         if self.evaluation is not None:
             yield self.evaluation.answers
 

@@ -65,6 +65,7 @@ class Budget:
         agreement: Least share of equal top-1 answers, 0..1.
         accuracy_drop: Largest loss of top-1 accuracy, 0..1.
         int8_share: Least share of the multiply-adds that the runtime must run in 8 bits, 0..1.
+        latent_psnr_db: Least peak signal to noise ratio of what a model's own outputs lead to, dB.
     """
 
     relative_max: float | None = None
@@ -74,6 +75,7 @@ class Budget:
     agreement: float | None = None
     accuracy_drop: float | None = None
     int8_share: float | None = field(default=None, metadata=LATER)
+    latent_psnr_db: float | None = field(default=None, metadata=LATER)
 
 
 #: What artifacts are made in and what runtimes compute in, from fine to coarse, under the names of their budgets.

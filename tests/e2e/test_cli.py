@@ -97,7 +97,7 @@ def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
     everywhere = {name: lacks for name, lacks in doctor["backends"].items() if not name.startswith("tensorrt")}
     assert everywhere == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
     assert set(doctor["backends"]) - set(everywhere) == {"tensorrt", "tensorrt_rtx"}
-    assert "tiny-convnext" in {card["id"] for card in json.loads(run("models", "--json").out)}
+    assert {"tiny-convnext", "tiny-lcm-unet"} <= {card["id"] for card in json.loads(run("models", "--json").out)}
     assert json.loads(run("inspect", str(bundle), "--json").out)["source"]["id"] == "tiny-convnext"
     inputs = json.loads(run("inspect", str(bundle / "tiny-convnext.fp32.onnx"), "--json").out)["inputs"]
     assert inputs == [{"name": "input", "dtype": "float32", "shape": [1, 3, 64, 64]}]

@@ -48,6 +48,7 @@ def test_labels_and_preprocessing_travel_inside_the_files(bundle: Path) -> None:
     original = deploykit.Bundle.open(bundle).manifest
     model = onnx.load(str(bundle / "tiny-convnext.fp32.onnx"))
     texts = {entry.key: entry.value for entry in model.metadata_props}
+    assert original.preprocess is not None
     assert json.loads(texts["deploykit.labels"]) == list(original.labels)
     assert json.loads(texts["deploykit.preprocess"])["mean"] == list(original.preprocess.mean)
     ir = openvino.Core().read_model(str(bundle / "tiny-convnext.fp32.openvino.xml"))

@@ -88,6 +88,7 @@ def test_a_backbone_is_verified_in_both_runtimes_at_its_own_size_and_another(
     assert max(relative) <= 1e-4
     manifest = deploykit.Bundle.open(out).manifest
     assert (manifest.source.id, manifest.source.family, manifest.source.task) == ("dinov2-tiny", "dinov2", "embedding")
+    assert manifest.preprocess is not None
     assert manifest.preprocess.input_size == (3, size, size)
     assert manifest.labels == ()
 
@@ -110,6 +111,7 @@ def test_a_classifier_is_verified_with_its_own_labels(convnext: Path, tmp_path: 
     assert max(_relative(outcome)) <= 1e-4
     manifest = deploykit.Bundle.open(out).manifest
     assert manifest.labels == tuple(LABELS.values())
+    assert manifest.preprocess is not None
     assert (manifest.source.family, manifest.preprocess.crop_pct) == ("convnext", 0.875)
     verified = run("verify", str(out))
     assert verified.code in {0, 3}, verified.out + verified.err

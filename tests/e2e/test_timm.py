@@ -76,6 +76,7 @@ def test_a_training_scripts_checkpoint_becomes_a_bundle_with_its_own_labels(chec
     assert outcome.code == 0, outcome.out + outcome.err
     bundle = deploykit.Bundle.open(tmp_path / "b")
     assert bundle.manifest.labels == LABELS
+    assert bundle.manifest.preprocess is not None
     assert bundle.manifest.preprocess.input_size == (3, 96, 96)
     original = sources.located(bundle.manifest.source.locator)
     weights = sources.open_module(original).state_dict()

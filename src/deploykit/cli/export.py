@@ -12,6 +12,7 @@ from deploykit.cli import source
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
+    from deploykit.models.original import Original
     from deploykit.workflow.export import Exported, Preview
 
 EXAMPLES = (
@@ -20,6 +21,8 @@ EXAMPLES = (
     "deploykit export convnext_tiny --weights last.pth.tar --labels classes.txt --ort",
     "deploykit export tf_efficientnetv2_s --random-weights --openvino --no-bench",
     "deploykit export hf:path/to/folder --data labels.csv --ort",
+    "deploykit export tiny-lcm-unet --fp16 --ort --openvino",
+    "deploykit export lcm:path/to/folder --dynamic height --dynamic width --openvino",
     "deploykit export model.onnx --openvino",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
@@ -36,7 +39,7 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="The original: a name (shipped, or any of timm's), a file, hf:FOLDER, py:module:function.",
+            help="The original: a name (shipped, or any of timm's), a file, hf:FOLDER, lcm:FOLDER, py:module:function.",
         ),
     ],
     fp32: Annotated[bool, typer.Option("--fp32", help="Precision float32 (the default).")] = False,
@@ -66,7 +69,8 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle's folder, else deploy/<model>.")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the input.")] = 1,
     dynamic: Annotated[
-        list[str] | None, typer.Option(metavar="AXIS", help="Leave an axis of the input open: batch.")
+        list[str] | None,
+        typer.Option(metavar="AXIS", help="Leave an axis of the inputs open: batch, or what the model has."),
     ] = None,
     profile: Annotated[
         list[str] | None,
@@ -230,11 +234,10 @@ def _print_plan(preview: Preview) -> None:
     from deploykit.cli import render
 
     original = preview.original
-    size = "×".join(str(dim) for dim in original.preprocess.input_size[1:])
     console = render.err()
     console.print(
         f"{original.id} · {original.parameters / 1e6:.2f} M parameters · weights {original.weights_sha256[:8]} · "
-        f"{size} {original.preprocess.interpolation} crop {original.preprocess.crop_pct}",
+        f"{_takes(original)}",
         markup=False,
     )
     by_precision: dict[str, list[str]] = {}
@@ -248,6 +251,16 @@ def _print_plan(preview: Preview) -> None:
     for note in preview.notes:
         console.print(f"note  {note}", markup=False)
     console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes", markup=False)
+
+
+def _takes(original: Original) -> str:
+    """Return what an original takes, in a few words: how its images are prepared, else the shapes of its inputs."""
+    recipe = original.preprocess
+    if recipe is None:
+        shapes = original.takes.at({})
+        return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+    size = "×".join(str(dim) for dim in recipe.input_size[1:])
+    return f"{size} {recipe.interpolation} crop {recipe.crop_pct}"
 
 
 def _print_result(exported: Exported, *, verified: bool) -> None:

@@ -18,16 +18,18 @@ def models(
     pattern: Annotated[str | None, typer.Argument(help="Names that match, timm's too, such as '*dinov2*'.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """List the models that ship with the package, trained, with their accuracy; with a pattern, timm's names too."""
+    """List the models that ship with the package, classifiers with their accuracy; with a pattern, timm's names too."""
     from deploykit.cli import render
     from deploykit.models.family import get_family
-    from deploykit.models.scheme import get_scheme
-    from deploykit.models.source_tiny import tiny_card, tiny_names
+    from deploykit.models.scheme import get_scheme, scheme_names
+    from deploykit.models.source_tiny import TinyScheme, tiny_card, tiny_names
     from deploykit.models.sources import USUAL
     from deploykit.serde import to_json
 
     cards = [tiny_card(name) for name in tiny_names() if fnmatch(name, pattern or "*")]
-    others = get_scheme(USUAL).names(pattern) if pattern else ()
+    rest = (get_scheme(name) for name in scheme_names() if name not in {USUAL, TinyScheme.name})
+    others = [name for scheme in rest for name in scheme.names(pattern or "*")]
+    others += get_scheme(USUAL).names(pattern) if pattern else ()
     if as_json:
         render.print_json([*(to_json(card) for card in cards), *({"id": name} for name in others)])
         return

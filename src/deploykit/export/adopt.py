@@ -31,7 +31,7 @@ def _run(inputs: Inputs, options: AdoptOptions, workspace: Workspace) -> Facts:
     model = onnx_files.save_apart(onnx_ir.load(Path(original.weights_file)), workspace.folder)
     onnx_files.strip(model)
     batch: int | str = "batch" if "batch" in options.dynamic else options.batch
-    shape = (batch, *original.preprocess.input_size)
+    shape = (batch, *original.recipe.input_size)
     onnx_files.set_shape(model, original.input_name, shape)
     onnx_files.save(model, workspace.folder / onnx_files.MODEL)
     provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(model.graph, {}))

@@ -11,8 +11,8 @@ from deploykit.errors import InternalError
 from deploykit.export import onnx_files
 from deploykit.export.stage import TENSORS, Item
 from deploykit.runtime import drift
-from deploykit.runtime.backends.base import Tensor, get_backend
-from deploykit.runtime.judge import Tensors, run_rows
+from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
+from deploykit.runtime.judge import run_rows
 
 if TYPE_CHECKING:
     import onnx

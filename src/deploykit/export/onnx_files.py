@@ -24,6 +24,8 @@ MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 MODULES = "modules.json"
 PREFIX = "deploykit."
+#: ONNX's inference loses the shape in this operator's body, and with it every one after it; it is that of the input.
+GROUP_NORM = "GroupNormalization"
 #: Tensors of fewer bytes stay in the graph's own file: shapes, axes and scalars, which shape inference reads.
 INLINE_BELOW = 1024
 
@@ -177,7 +179,15 @@ def with_one_row(model: onnx.ModelProto) -> onnx.ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    norms = {index: node for index, node in enumerate(model.graph.node) if node.op_type == GROUP_NORM}
+    for index in norms:
+        node = copy.graph.node[index]
+        kept = onnx.helper.make_node("Identity", node.input[:1], node.output)
+        node.CopyFrom(kept)
+    inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    for index, node in norms.items():
+        inferred.graph.node[index].CopyFrom(node)
+    return inferred
 
 
 def set_shape(model: onnx.ModelProto, name: str, shape: tuple[int | str, ...]) -> None:

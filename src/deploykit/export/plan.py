@@ -9,7 +9,7 @@ from pathlib import Path
 from deploykit.artifact import Axis
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
-from deploykit.export import adopt, calibrate, cast, ranges, reference, rewrite, simplify, store, trace
+from deploykit.export import adopt, calibrate, cast, probe, ranges, reference, rewrite, simplify, store, trace
 from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
 from deploykit.export.quantize import cost, smooth
 from deploykit.export.quantize import stage as quantize
@@ -20,8 +20,8 @@ from deploykit.models.original import Original
 from deploykit.runtime.backends.base import get_backend
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
-ORIGINAL = "original"
-GOLDEN_IMAGES, GOLDEN, GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-images", "golden", "golden-outputs", "hub-outputs"
+ORIGINAL, GOLDEN_IMAGES, GOLDEN = probe.ORIGINAL, probe.GOLDEN_IMAGES, probe.GOLDEN
+GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-outputs", "hub-outputs"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
 CALIBRATION, RANGES = "calibration-images", "ranges"
 
@@ -68,7 +68,7 @@ class Request:
         cells: Precisions and targets.
         batch: Rows of the input where the batch is static.
         dynamic: Axes that stay open.
-        golden: The images that golden inputs are taken from.
+        golden: The images that golden inputs are taken from; None where the original takes none.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
         table: Ranges that were measured before, instead of images; None measures them.
@@ -80,7 +80,7 @@ class Request:
     cells: tuple[Cell, ...]
     batch: int
     dynamic: tuple[str, ...]
-    golden: ImagesRequest
+    golden: ImagesRequest | None
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
     table: ranges.TableOptions | None = None
@@ -104,12 +104,18 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         BakedAxisError: An axis is to stay open that the original has fixed.
     """
     family = get_family(original.family)
+    known = [axis for axis in family.axes if axis in original.takes.axes]
     if not request.cells:
         raise UsageError("nothing to export: name a precision and a target", Hint("--fp32 --ort"))
+    measured = [cell.precision for cell in request.cells if cell.precision in CALIBRATED]
+    if measured and original.preprocess is None:
+        raise UnsupportedError(
+            f"no {measured[0]} of {original.id}: activations are measured on images, and it takes none", Hint("--fp16")
+        )
     targets = {cell: _target(cell, request) for cell in request.cells}
-    unknown = [axis for axis in request.dynamic if axis not in family.axes]
+    unknown = [axis for axis in request.dynamic if axis not in known]
     if unknown:
-        raise UsageError(f"{family.title} has no axis {unknown[0]!r} to leave open; it has: {', '.join(family.axes)}")
+        raise UsageError(f"{family.title} has no axis {unknown[0]!r} to leave open; it has: {', '.join(known)}")
     if "batch" in request.dynamic and request.batch != 1:
         raise UsageError(f"--batch {request.batch} and --dynamic batch contradict one another: choose one")
     if original.fixed_batch is not None:
@@ -213,17 +219,15 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         UsageError: See `check_request`.
     """
     family, targets = check_request(original, request)
-    recipe = original.preprocess
     graphs = _graphs(original, family, request)
     hub = graphs[-1].id
+    asked = probe.Asked(
+        golden_count,
+        {axis: family.axes[axis].tried for axis in request.dynamic},
+        None if request.golden is None else _images_options(request.golden, original),
+    )
     nodes = [
-        _images_node(GOLDEN_IMAGES, request.golden, original),
-        Node(
-            GOLDEN,
-            reference.GOLDEN,
-            reference.GoldenOptions(golden_count, original.input_name, recipe),
-            {"images": GOLDEN_IMAGES},
-        ),
+        *probe.get_probe(original.takes.probe).nodes(original, asked),
         *graphs,
         Node(
             GOLDEN_OUTPUTS,
@@ -244,7 +248,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             stem=stem_of(original, cell),
             precision=cell.precision,
             labels=original.labels,
-            preprocess=recipe,
+            preprocess=original.preprocess,
             axes=axes_of(family, request, target),
             capabilities=capabilities_of(cell, request, target),
             place=get_backend(target.builds_on.backend).place(target.builds_on) if target.builds_on else "",
@@ -252,7 +256,9 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         nodes.append(Node(artifact_name(original, cell), target.stage, options, {"graph": chain.graph}))
     if request.evaluation is not None:
         inputs = {"original": ORIGINAL, "images": EVALUATION}
-        nodes.append(Node(ANSWERS, reference.answers_stage(original), reference.AnswersOptions(recipe), inputs))
+        nodes.append(
+            Node(ANSWERS, reference.answers_stage(original), reference.AnswersOptions(original.recipe), inputs)
+        )
     return Plan({ORIGINAL: original_item(original)}, tuple(nodes))
 
 
@@ -324,11 +330,11 @@ def _quantized(setting: Setting, cell: Cell, target: Target) -> Chain:
 def _smoothed(setting: Setting, target: Target, options: quantize.QuantizeOptions) -> tuple[Node, Node]:
     """Return the node that smooths the hub graph and the one that measures what came of it."""
     original = setting.original
-    rows = cost.RowsOptions(original.input_name, original.preprocess, cost.IMAGES)
+    rows = cost.RowsOptions(original.input_name, original.recipe, cost.IMAGES)
     inputs = {"graph": setting.hub, "ranges": RANGES, "golden": GOLDEN, "images": CALIBRATION}
     chosen = smooth.SmoothOptions(setting.family.int8.strengths, options, rows)
     node = Node(f"smooth-{target.name}", smooth.STAGE, chosen, inputs)
-    measuring = ranges.RangesOptions(original.input_name, original.preprocess)
+    measuring = ranges.RangesOptions(original.input_name, original.recipe)
     return node, Node(f"ranges-{target.name}", ranges.FROM_IMAGES, measuring, {"graph": node.id, "images": CALIBRATION})
 
 
@@ -342,12 +348,13 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
     original, request = setting.original, setting.request
     if request.table is not None:
         return (Node(RANGES, ranges.FROM_TABLE, request.table, {"graph": setting.hub}),)
-    options = ranges.RangesOptions(original.input_name, original.preprocess)
     if request.calibration is None:
-        return (Node(RANGES, ranges.FROM_GOLDEN, options, {"graph": setting.hub, "golden": GOLDEN}),)
+        inputs = {"graph": setting.hub, "golden": GOLDEN}
+        return (Node(RANGES, ranges.FROM_GOLDEN, reference.NoOptions(), inputs),)
+    options = ranges.RangesOptions(original.input_name, original.recipe)
     judged = {"evaluation": EVALUATION} if request.evaluation is not None else {}
     stage = calibrate.calibration_stage(with_evaluation=bool(judged))
-    images = Node(CALIBRATION, stage, CalibrationOptions.of(request.calibration, original.preprocess), judged)
+    images = Node(CALIBRATION, stage, CalibrationOptions.of(request.calibration, original.recipe), judged)
     return images, Node(RANGES, ranges.FROM_IMAGES, options, {"graph": setting.hub, "images": CALIBRATION})
 
 
@@ -388,7 +395,7 @@ def _adopted(_family: Family, request: Request) -> Node:
 
 
 #: The node that makes the first graph, by the original's form.
-FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "graph": _adopted}
+FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "diffusers": _traced, "graph": _adopted}
 
 
 def stem_of(original: Original, cell: Cell) -> str:
@@ -402,12 +409,15 @@ def artifact_name(original: Original, cell: Cell) -> str:
 
 
 def _images_node(name: str, request: ImagesRequest, original: Original) -> Node:
-    options = reference.ImagesOptions(
+    return Node(name, reference.IMAGES, _images_options(request, original), {})
+
+
+def _images_options(request: ImagesRequest, original: Original) -> reference.ImagesOptions:
+    return reference.ImagesOptions(
         request.images,
         request.digest,
         request.count,
         request.size,
         original.labels if request.labelled else (),
-        original.preprocess,
+        original.recipe,
     )
-    return Node(name, reference.IMAGES, options, {})

@@ -21,6 +21,7 @@ from deploykit.bundle import load_tensors
 from deploykit.calibration.ranges import RANGES, Collector, RangeTable, Seen
 from deploykit.errors import BadInputError
 from deploykit.export import calibrate, onnx_files
+from deploykit.export.reference import NoOptions
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.runtime.backends.base import Session, Tensor, get_backend
 
@@ -244,9 +245,10 @@ def _from_images(inputs: Inputs, options: RangesOptions, workspace: Workspace) -
     return _gather(inputs["images"], graph, feeds(), total, workspace)
 
 
-def _from_golden(inputs: Inputs, options: RangesOptions, workspace: Workspace) -> Facts:
+def _from_golden(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
     tensors, graph = load_tensors(inputs["golden"].path(TENSORS)), inputs["graph"]
-    total, rows = len(tensors[options.input_name]), _rows(graph, options.input_name)
+    first = next(iter(tensors))
+    total, rows = len(tensors[first]), _rows(graph, first)
     starts = range(0, total, rows)
     feeds = (
         {name: np.resize(array[start : start + rows], (rows, *array.shape[1:])) for name, array in tensors.items()}
@@ -296,6 +298,6 @@ def _rows(graph: Item, input_name: str) -> int:
 
 
 LIBRARIES = ("onnx", "onnxruntime")
-FROM_IMAGES = Stage("ranges", 2, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
-FROM_TABLE = Stage("ranges", 2, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
-FROM_GOLDEN = Stage("ranges", 2, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)
+FROM_IMAGES = Stage("ranges", 3, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_TABLE = Stage("ranges", 3, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
+FROM_GOLDEN = Stage("ranges", 3, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

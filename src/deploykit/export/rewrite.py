@@ -24,7 +24,7 @@ from deploykit.export.rewrites import (
 )
 from deploykit.export.rewrites.editing import Rewrite
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
-from deploykit.runtime.judge import Tensors
+from deploykit.runtime.backends.base import Tensors
 
 if TYPE_CHECKING:
     import onnx

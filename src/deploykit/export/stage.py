@@ -50,6 +50,10 @@ class Item:
             raise InternalError(f"item {self.kind!r} has no file {name!r}; it has {[r.path for r in self.files]}")
         return self.root / name
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file called `name`."""
+        return any(record.path == name for record in self.files)
+
     def check(self) -> None:
         """Compare every file with its recorded hash.
 

@@ -21,7 +21,7 @@ class PackageOptions:
         stem: Name of the files, without the target's endings.
         precision: Of the artifact, embedded in the file.
         labels: Class names by index, embedded in the file.
-        preprocess: From image to input, embedded in the file.
+        preprocess: From image to input, embedded in the file; None where it takes no images.
         axes: Open dimensions by name, with their bounds.
         capabilities: Compute capabilities of the GPUs that it is built for, as 86 for 8.6; none where the target has none.
         place: The device that it is built on, where that decides what is built.
@@ -30,7 +30,7 @@ class PackageOptions:
     stem: str
     precision: str
     labels: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     axes: Mapping[str, Axis] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
     place: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploykit import heap
 from deploykit.errors import BakedAxisError, Hint, InternalError, UnsupportedError
@@ -13,7 +13,8 @@ from deploykit.export import onnx_files, operators, provenance, tidy
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.family import AxisRule, get_family
-from deploykit.models.original import INPUT_NAME, Original
+from deploykit.models.interface import BATCH, Interface
+from deploykit.models.original import Original
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +32,7 @@ class TraceOptions:
     """How to trace.
 
     Attributes:
-        batch: Rows of the input where the batch is static.
+        batch: Rows of the inputs where the batch is static.
         dynamic: Names of the family's axes that stay open.
         opset: ONNX operator set.
     """
@@ -42,28 +43,39 @@ class TraceOptions:
 
 
 def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
-    import torch
 
     original = sources.located(inputs["original"].facts["locator"])
-    family = get_family(original.family)
+    family, takes = get_family(original.family), original.takes
     rules = {name: family.axes[name] for name in options.dynamic}
-    shape = [options.batch, *original.preprocess.input_size]
-    for rule in rules.values():
-        shape[rule.dim] = rule.traced
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    written = _write(original, example, rules, options.opset, workspace.folder)
+    traced = takes.at({BATCH: options.batch, **{name: rule.traced for name, rule in rules.items()}})
+    written = _write(original, _examples(takes, traced), rules, options.opset, workspace.folder)
     model = written.model
     heap.release()  # simplifying will hold the weights again
     modules = provenance.complete(model.graph, provenance.of_exporter(model.graph, written.paths))
     onnx_files.strip(model)
-    by_dim = {rule.dim: name for name, rule in rules.items()}
-    onnx_files.name_axes(model, {INPUT_NAME: tuple(by_dim.get(dim, size) for dim, size in enumerate(shape))})
+    named = {each.name: each.places(rules) for each in takes.inputs}
+    axes = {name: tuple(named[name].get(place, size) for place, size in enumerate(traced[name])) for name in traced}
+    onnx_files.name_axes(model, axes)
     model.producer_name, model.producer_version = "deploykit", ""
     onnx_files.save(model, workspace.folder / onnx_files.MODEL)
     provenance.write(workspace.folder / onnx_files.MODULES, modules)
     exporter = ", ".join(["torch.export", *(f"{name} written out" for name in written.operators)])
     facts = {"nodes": len(model.graph.node), "opset": options.opset, "ir_version": model.ir_version}
     return {**facts, "exporter": exporter}
+
+
+def _examples(takes: Interface, shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
+    """Return what the network is traced with: noise, and zeros where integers may be indices."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    kinds = {each.name: getattr(torch, each.dtype) for each in takes.inputs}
+    return tuple(
+        torch.randn(shapes[name], generator=generator, dtype=kind)
+        if kind.is_floating_point
+        else torch.zeros(shapes[name], dtype=kind)
+        for name, kind in kinds.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,11 @@ class Written:
 
 
 def _write(
-    original: Original, example: torch.Tensor, rules: Mapping[str, AxisRule], opset: int, folder: Path
+    original: Original,
+    examples: tuple[torch.Tensor, ...],
+    rules: Mapping[str, AxisRule],
+    opset: int,
+    folder: Path,
 ) -> Written:
     """Export an original into `folder`.
 
@@ -90,35 +106,62 @@ def _write(
     outputs lie in memory in another order.
     """
     module = sources.open_module(original).requires_grad_(requires_grad=False)
-    program, changed = operators.write_out(_export(module, example, rules, original.id))
+    places = tuple(each.places(rules) for each in original.takes.inputs)
+    program, changed = operators.write_out(_export(module, examples, Open(rules, places), original.id))
     model = onnx_files.save_apart(_to_onnx(program, original, opset), folder)
     return Written(model, {path for path, _ in module.named_modules()}, changed)
 
 
+@dataclass(frozen=True)
+class Open:
+    """Axes that stay open.
+
+    Attributes:
+        rules: By name.
+        places: Of each input, the dimensions at which they lie.
+    """
+
+    rules: Mapping[str, AxisRule]
+    places: tuple[Mapping[int, str], ...]
+
+    def dims(self) -> tuple[dict[int, Any], ...]:
+        """Return them as torch.export takes them: an axis is one symbol wherever it lies, one of `step` a multiple of one."""
+        import torch
+
+        dims: dict[str, Any] = {}
+        for name, rule in self.rules.items():
+            if rule.step == 1:
+                dims[name] = torch.export.Dim(name, min=rule.min, max=rule.max)
+            else:
+                dims[name] = rule.step * torch.export.Dim(
+                    f"_{name}", min=rule.min // rule.step, max=rule.max // rule.step
+                )
+        return tuple({place: dims[name] for place, name in each.items()} for each in self.places)
+
+
 def _export(
-    module: nn.Module, example: torch.Tensor, rules: Mapping[str, AxisRule], name: str
+    module: nn.Module, examples: tuple[torch.Tensor, ...], opened: Open, name: str
 ) -> torch.export.ExportedProgram:
     """Run torch.export. Where it fails only with open axes, the network fixes one: the error names them."""
     import torch
 
-    dims = {rule.dim: torch.export.Dim(axis, min=rule.min, max=rule.max) for axis, rule in rules.items()}
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=(dims,) if dims else None)
+        return torch.export.export(module, examples, dynamic_shapes=opened.dims() if opened.rules else None)
     except UNTRACEABLE as error:
         reason = _reason(error)
-        if not dims or not _is_traceable(module, example):
+        if not opened.rules or not _is_traceable(module, examples):
             raise UnsupportedError(f"{name} can't be traced: {reason}") from error
         raise BakedAxisError(
-            f"{name}: axis {', '.join(rules)} can't be dynamic, the network fixes its size: {reason}",
+            f"{name}: axis {', '.join(opened.rules)} can't be dynamic, the network fixes its size: {reason}",
             Hint("--batch N", "exports a static batch"),
         ) from error
 
 
-def _is_traceable(module: nn.Module, example: torch.Tensor) -> bool:
+def _is_traceable(module: nn.Module, examples: tuple[torch.Tensor, ...]) -> bool:
     import torch
 
     try:
-        torch.export.export(module, (example,))
+        torch.export.export(module, examples)
     except UNTRACEABLE:
         return False
     return True
@@ -133,7 +176,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx_ir.Model:
-    """Translate a program to ONNX, its output called after what it is."""
+    """Translate a program to ONNX, inputs and output called as the original declares them."""
     import torch
 
     try:
@@ -141,8 +184,8 @@ def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: i
             program,
             (),
             opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[original.task],
+            input_names=[each.name for each in original.takes.inputs],
+            output_names=[original.takes.output],
             dynamo=True,
             optimize=False,
             verbose=False,

@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.optional import require
@@ -170,8 +170,19 @@ def _is_plain(value: object) -> bool:
     return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
-def load_into(module: torch.nn.Module, state: State, path: Path) -> None:
+#: What to do about weights of another architecture.
+FIT: Final = Hint("--num-classes N, --model-arg K=V", "builds the network that was trained")
+
+
+def load_into(module: torch.nn.Module, state: State, path: Path, *, hint: Hint = FIT, assign: bool = False) -> None:
     """Load a state dict that must fit exactly.
+
+    Args:
+        module: Built for it.
+        state: As `read_checkpoint` returns it.
+        path: That it comes from.
+        hint: What to do where it doesn't fit.
+        assign: Let the network have these very tensors, for one that was built without memory.
 
     Raises:
         BadInputError: Names or shapes differ; the message names the first of each kind.
@@ -194,6 +205,6 @@ def load_into(module: torch.nn.Module, state: State, path: Path) -> None:
         ]
         raise BadInputError(
             f"{path} doesn't fit {type(module).__name__}: {'; '.join(told)}",
-            Hint("--num-classes N, --model-arg K=V", "builds the network that was trained"),
+            hint,
         )
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict(state, strict=True, assign=assign)

@@ -110,7 +110,7 @@ def open_network(place: Place, data: Mapping[str, Any], original: Original) -> n
         BadInputError: The weights are missing or damaged, or don't fit to the letter.
     """
     optional.require("torch", "timm", "safetensors", "transformers")
-    kind, recipe = _kind(place, data, original.options), original.preprocess
+    kind, recipe = _kind(place, data, original.options), original.recipe
     state = _state(original.weights_file, original.options)
     arguments = _arguments(kind, state)
     with random_weights.seeded():

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
@@ -18,7 +18,8 @@ CONFIG = "config.json"
 INDEXES = tuple(f"{name}.index.json" for name in hub.WEIGHTS)
 #: Keys by which a configuration names code: Python beside the model, or a repository of kernels.
 CODE = re.compile("auto_map|_?(attn|experts)_implementation(_internal)?")
-FOLDER = Hint("hf:FOLDER", "opens a folder as save_pretrained writes it")
+#: Of Hugging Face's models.
+HF: Final = "hf"
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Place:
     Attributes:
         name: Absolute path of the folder, or id of the repository.
         is_folder: Which of the two it is: nothing is looked for elsewhere than in a folder.
+        scheme: Of the source text that names it.
     """
 
     name: str
     is_folder: bool
+    scheme: str = HF
 
     @classmethod
-    def of(cls, name: str) -> Place:
+    def of(cls, name: str, scheme: str = HF) -> Place:
         """Tell which of the two a name means; a folder that exists goes first.
 
         Raises:
@@ -42,10 +45,15 @@ class Place:
         """
         path = Path(name).expanduser()
         if not name or (path.exists() and not path.is_dir()):
-            raise UsageError(f"'hf:{name}': write hf:FOLDER or hf:OWNER/NAME", FOLDER)
+            raise UsageError(f"'{scheme}:{name}': write {scheme}:FOLDER or {scheme}:OWNER/NAME", _folder(scheme))
         if path.is_dir():
-            return cls(str(path.resolve()), is_folder=True)
-        return cls(name, is_folder=False)
+            return cls(str(path.resolve()), is_folder=True, scheme=scheme)
+        return cls(name, is_folder=False, scheme=scheme)
+
+    @property
+    def text(self) -> str:
+        """As a source text."""
+        return f"{self.scheme}:{self.name}"
 
     @property
     def id(self) -> str:
@@ -67,14 +75,14 @@ class Place:
             return hub.fetch(self.name, candidates)
         except HFValidationError as error:
             raise UsageError(
-                f"hf:{self.name}: there is no such folder, and the hub has no such names", FOLDER
+                f"{self.text}: there is no such folder, and the hub has no such names", _folder(self.scheme)
             ) from error
         except ConnectionError as error:
             said = f": {str(error).splitlines()[0][:120]}" if str(error) else ""
             raise ResourceError(
-                f"hf:{self.name}: there is no such folder, {candidates[0]} isn't in the hub's cache, and the hub can't "
+                f"{self.text}: there is no such folder, {candidates[0]} isn't in the hub's cache, and the hub can't "
                 f"be reached{said}",
-                FOLDER,
+                _folder(self.scheme),
             ) from error
 
     def config(self) -> dict[str, Any]:
@@ -86,7 +94,7 @@ class Place:
         """
         path = self.find(CONFIG)
         if path is None:
-            raise UsageError(f"hf:{self.name} is no model: it has no {CONFIG}", FOLDER)
+            raise UsageError(f"{self.text} is no model: it has no {CONFIG}", _folder(self.scheme))
         return read_object(path)
 
     def weights(self) -> tuple[str, str]:
@@ -102,14 +110,18 @@ class Place:
         index = self.find(*INDEXES)
         if index is not None:
             raise UsageError(
-                f"hf:{self.name} keeps its weights in several files ({index.name}), which aren't read",
+                f"{self.text} keeps its weights in several files ({index.name}), which aren't read",
                 Hint("model.save_pretrained(FOLDER, max_shard_size='50GB')", "writes them into one"),
             )
         raise BadInputError(
-            f"hf:{self.name} holds no weights: neither {' nor '.join(hub.WEIGHTS)} is there",
+            f"{self.text} holds no weights: neither {' nor '.join(hub.WEIGHTS)} is there",
             Hint("--weights FILE", "a checkpoint of yours (.safetensors, .pth)"),
             Hint("--random-weights", "to try the pipeline without them"),
         )
+
+
+def _folder(scheme: str) -> Hint:
+    return Hint(f"{scheme}:FOLDER", "opens a folder as save_pretrained writes it")
 
 
 def read_object(path: Path) -> dict[str, Any]:

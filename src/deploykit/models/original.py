@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from deploykit import serde
 from deploykit.artifact import Preprocess, RunConfig
+from deploykit.errors import UsageError
+from deploykit.models.interface import BATCH, Input, Interface
 
-#: What a model answers with, and what the output is called after it.
-TASKS = ("logits", "embedding")
+#: Name of the probe that renders images.
+IMAGES = "images"
 INPUT_NAME = "input"
 
 
@@ -28,9 +30,10 @@ class Form:
     libraries: tuple[str, ...]
 
 
-#: A network in PyTorch, or a graph that was exported before.
+#: A network in PyTorch, one that diffusers builds, or a graph that was exported before.
 FORMS = {
     "module": Form("torch", "locator", ("torch", "timm", "safetensors")),
+    "diffusers": Form("torch", "locator", ("torch", "diffusers", "safetensors")),
     "graph": Form("onnxruntime", "weights_file", ("onnxruntime",)),
 }
 
@@ -87,16 +90,17 @@ class Original:
         options: How it was asked to be opened.
         weights_file: Checkpoint that holds its weights; "" where there is no file.
         family: Name of a registered family.
-        task: "logits" or "embedding": what it answers with.
+        task: "logits", "embedding" or "noise": what it answers with.
         parameters: Number of trained values.
         weights_sha256: Hash of the weights.
         spec_sha256: Hash of everything else that determines the network: architecture, arguments, library versions.
-        preprocess: From image to input.
+        preprocess: From image to input; None where it takes no images.
         labels: Class names by index; empty where it answers with features.
         images: Name of the labelled image set that the model was trained for, or None.
         form: What it is: a key of `FORMS`.
         input_name: What its input is called.
         fixed_batch: Rows that its input is fixed to, where it is.
+        interface: What it takes and gives; None where that is one image and its task.
     """
 
     id: str
@@ -109,19 +113,40 @@ class Original:
     parameters: int
     weights_sha256: str
     spec_sha256: str
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     labels: tuple[str, ...]
     images: str | None
     form: str = "module"
     input_name: str = INPUT_NAME
     fixed_batch: int | None = None
+    interface: Interface | None = field(default=None, metadata=serde.LATER)
 
     @property
     def digest(self) -> str:
         """Content hash: the same weights in the same architecture with the same preprocessing and labels."""
-        return serde.digest(
-            [self.weights_sha256, self.spec_sha256, self.preprocess, self.labels, self.family, self.task]
-        )
+        known = [self.weights_sha256, self.spec_sha256, self.preprocess, self.labels, self.family, self.task]
+        return serde.digest(known if self.interface is None else [*known, self.interface])
+
+    @property
+    def recipe(self) -> Preprocess:
+        """How its images are prepared.
+
+        Raises:
+            UsageError: It takes none.
+        """
+        if self.preprocess is None:
+            raise UsageError(
+                f"{self.id} takes no images, it takes {', '.join(each.name for each in self.takes.inputs)}"
+            )
+        return self.preprocess
+
+    @property
+    def takes(self) -> Interface:
+        """What it takes and gives: as it was declared, else one image and what its task is called."""
+        if self.interface is not None:
+            return self.interface
+        image = Input(self.input_name, "float32", (BATCH, *self.recipe.input_size))
+        return Interface((image,), self.task, (), {}, IMAGES)
 
     @property
     def locator(self) -> str:

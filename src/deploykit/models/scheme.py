@@ -56,7 +56,8 @@ class Scheme(ABC):
         """Build an original and load its weights.
 
         Returns:
-            The module in evaluation mode, float32, on the CPU; it maps float32 [N, C, H, W] to one tensor [N, ...].
+            The module in evaluation mode, float32, on the CPU; it takes the original's inputs by
+            position and returns one tensor [N, ...].
 
         Raises:
             BadInputError: The weights are missing, changed, or of another shape than the architecture.

@@ -117,7 +117,7 @@ def open_network(name: str, original: Original) -> nn.Module:
     with random_weights.seeded():
         module = _build(name, options, classes)
     if options.random_weights:
-        random_weights.settle(module, head.sample_images(original.preprocess))
+        random_weights.settle(module, head.sample_images(original.recipe))
     else:
         check_weights(original)
         path = Path(original.weights_file)

@@ -53,7 +53,8 @@ def open_module(original: Original) -> nn.Module:
     """Build an original and load its weights.
 
     Returns:
-        The module in evaluation mode, float32, on the CPU; it maps float32 [N, C, H, W] to one tensor [N, ...].
+        The module in evaluation mode, float32, on the CPU; it takes the original's inputs by
+        position and returns one tensor [N, ...].
 
     Raises:
         MissingComponentError: torch, timm or safetensors is not installed.

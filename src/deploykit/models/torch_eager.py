@@ -6,14 +6,14 @@ On a GPU it is what artifacts are timed against there; what they are judged by w
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
-from deploykit.models.original import INPUT_NAME
+from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
 class TorchSession(Session):
     """An original in evaluation mode, float32, eager, on the CPU."""
 
-    def __init__(self, module: torch.nn.Module, inputs: tuple[TensorSpec, ...], output_name: str, ran: Ran) -> None:
+    def __init__(self, module: torch.nn.Module, takes: Interface, ran: Ran) -> None:
         self._module: torch.nn.Module | None = module
-        rows = _run(module, _example(inputs[0]))
-        shape = (Axis.unbounded("batch"), *rows.shape[1:])
-        super().__init__(inputs, (TensorSpec(output_name, rows.dtype.name, shape),), ran)
+        rows = _run(module, *_examples(takes).values())
+        super().__init__(*_specs(takes, rows.shape, rows.dtype.name), ran)
 
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
-        return {self.outputs[0].name: _run(self._module, feeds[self.inputs[0].name])}
+        return {self.outputs[0].name: _run(self._module, *feeds.values())}
 
     def _close(self) -> None:
         self._module = None
@@ -46,43 +45,34 @@ class TorchSession(Session):
 class TorchGpuSession(GpuSession):
     """An original in evaluation mode, float32, eager, on an NVIDIA GPU; memory is PyTorch's, the stream is the lane's."""
 
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        inputs: tuple[TensorSpec, ...],
-        output_name: str,
-        ran: Ran,
-        lane: Lane,
-        index: int,
-    ) -> None:
+    def __init__(self, module: torch.nn.Module, takes: Interface, ran: Ran, lane: Lane, index: int) -> None:
         import torch
 
         self._module: torch.nn.Module | None = module.to(f"cuda:{index}")
         self._stream = torch.cuda.ExternalStream(lane.stream, device=index)  # type: ignore[no-untyped-call]
-        self._feed = self._result = torch.from_numpy(_example(inputs[0])).to(f"cuda:{index}")
-        self._device = self._feed.device
-        super().__init__(inputs, (), ran, lane)
+        self._feeds = {name: torch.from_numpy(one).to(f"cuda:{index}") for name, one in _examples(takes).items()}
+        self._result = next(iter(self._feeds.values()))
+        super().__init__((), (), ran, lane)
         lane.enter()
         self._enqueue()
         lane.wait()
-        shape = (Axis.unbounded("batch"), *self._result.shape[1:])
-        self.outputs = (TensorSpec(output_name, _numpy_name(self._result), shape),)
+        self.inputs, self.outputs = _specs(takes, self._result.shape, _numpy_name(self._result))
 
     def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         import torch
 
-        (name, array), *_ = feeds.items()
-        if self._feed.shape != array.shape:
-            kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            self._feed = torch.empty(array.shape, dtype=kind, device=self._device)
-        return {name: self._feed.data_ptr()}
+        for name, array in feeds.items():
+            there = self._feeds[name]
+            if there.shape != array.shape:
+                self._feeds[name] = torch.empty(array.shape, dtype=there.dtype, device=there.device)
+        return {name: tensor.data_ptr() for name, tensor in self._feeds.items()}
 
     def _enqueue(self) -> None:
         import torch
 
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            self._result = _tensor(self._module, self._module(self._feed)).contiguous()
+            self._result = _tensor(self._module, self._module(*self._feeds.values())).contiguous()
 
     def _results(self) -> dict[str, Place]:
         found = self._result
@@ -92,7 +82,7 @@ class TorchGpuSession(GpuSession):
         import torch
 
         self._module = None
-        self._feed = self._result = torch.empty(0)
+        self._feeds, self._result = {}, torch.empty(0)
         gc.collect()
         torch.cuda.empty_cache()
         super()._close()
@@ -130,11 +120,10 @@ class TorchBackend(Backend):
             raise UnsupportedError(
                 f"this process lets PyTorch multiply float32 with {matmul!r} precision: that isn't f32"
             )
-        spec = TensorSpec(INPUT_NAME, "float32", (Axis.unbounded("batch"), *original.preprocess.input_size))
         if config.device != CPU:
-            return _on_gpu(module, spec, original.task, config)
+            return _on_gpu(module, original.takes, config)
         ran = Ran(self.name, torch.__version__, CPU, "f32", torch.get_num_threads())
-        return TorchSession(module, (spec,), original.task, ran)
+        return TorchSession(module, original.takes, ran)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return Python that opens the original `file` as `config` says and defines `infer(feeds)`.
@@ -142,7 +131,8 @@ class TorchBackend(Backend):
         An original is code and weights that deploykit finds by its source, so this is the one snippet that imports deploykit.
         """
         _check(config)
-        task, on_gpu = located(file).task, config.device != CPU
+        takes, on_gpu = located(file).takes, config.device != CPU
+        feeds = ", ".join(f"torch.from_numpy(feeds[{each.name!r}]).to({config.device!r})" for each in takes.inputs)
         threads = [] if config.threads is None else [f"torch.set_num_threads({config.threads})"]
         return "\n".join(
             [
@@ -156,8 +146,7 @@ class TorchBackend(Backend):
                 "",
                 "@torch.inference_mode()",
                 "def infer(feeds):",
-                f"    image = torch.from_numpy(feeds[{INPUT_NAME!r}]).to({config.device!r})",
-                f"    return {{{task!r}: module(image).cpu().numpy()}}",
+                f"    return {{{takes.output!r}: module({feeds}).cpu().numpy()}}",
                 "",
             ]
         )
@@ -179,7 +168,7 @@ def _lacking(device: str) -> str:
     return "" if torch.cuda.is_available() else f"this PyTorch ({torch.__version__}) can't use the GPU"
 
 
-def _on_gpu(module: torch.nn.Module, spec: TensorSpec, output_name: str, config: RunConfig) -> Session:
+def _on_gpu(module: torch.nn.Module, takes: Interface, config: RunConfig) -> Session:
     import torch
 
     if reason := _lacking(config.device):
@@ -189,22 +178,30 @@ def _on_gpu(module: torch.nn.Module, spec: TensorSpec, output_name: str, config:
     lane = Lane(cuda.driver(), index)
     try:
         ran = Ran("torch", torch.__version__, f"{config.device} {gpu.name}", "f32", torch.get_num_threads())
-        return TorchGpuSession(module, (spec,), output_name, ran, lane, index)
+        return TorchGpuSession(module, takes, ran, lane, index)
     except BaseException:
         lane.close()
         raise
 
 
-def _example(spec: TensorSpec) -> Tensor:
-    return np.zeros([dim.opt if isinstance(dim, Axis) else dim for dim in spec.shape], spec.dtype)
+def _specs(takes: Interface, shape: Sequence[int], dtype: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs, of which one example had this shape and type."""
+    axes = {name: Axis.unbounded(name) for name in takes.axes}
+    output = Input(takes.output, dtype, takes.answer or (BATCH, *shape[1:])).spec(axes)
+    return tuple(each.spec(axes) for each in takes.inputs), (output,)
 
 
-def _run(module: torch.nn.Module, array: Tensor) -> Tensor:
+def _examples(takes: Interface) -> dict[str, Tensor]:
+    shapes = takes.at({})
+    return {each.name: np.zeros(shapes[each.name], each.dtype) for each in takes.inputs}
+
+
+def _run(module: torch.nn.Module, *arrays: Tensor) -> Tensor:
     """Return a copy of the module's one output, as the caller's own array."""
     import torch
 
     with torch.inference_mode():
-        result = module(torch.from_numpy(array if array.flags.writeable else array.copy()))
+        result = module(*(torch.from_numpy(one if one.flags.writeable else one.copy()) for one in arrays))
     owned: Tensor = _tensor(module, result).numpy().copy()
     return owned
 

@@ -50,6 +50,23 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
 
 
 @np.errstate(all="ignore")
+def psnr_db(reference: Array, candidate: Array) -> float:
+    """Return 10 log10(peak^2 / mean (r - c)^2) in dB, where the peak is max r - min r; inf where they are equal.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    noise = float(np.square(r - c).mean())
+    peak = float(r.max() - r.min())
+    if noise == 0.0:
+        return np.inf
+    if peak == 0.0:
+        return -np.inf
+    return float(10.0 * np.log10(peak**2 / noise))
+
+
+@np.errstate(all="ignore")
 def cosine_min(reference: Array, candidate: Array) -> float:
     """Return the least cosine similarity of a row of r with the same row of c; 1 where both rows are zero.
 

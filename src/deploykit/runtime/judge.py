@@ -13,7 +13,8 @@ from deploykit.artifact import Axis, Preprocess, RunConfig, TensorSpec
 from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
 from deploykit.runtime import drift, gate
-from deploykit.runtime.backends.base import Session, Tensor
+from deploykit.runtime.backends.base import Session, Tensor, Tensors
+from deploykit.runtime.rollout import Rollout, Sized
 from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict, grade_of
 
 ORIGINAL, HUB = "original", "hub"
@@ -25,20 +26,22 @@ PRECISION_KEY = "deploykit.precision"
 #: What the same row must keep at another batch size where the budget bounds no numeric metric.
 DEFAULT_ROW_COSINE = 0.99
 
-Tensors = Mapping[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Golden:
     """Fixed inputs and what was computed from them, rows first: arrays [G, ...] by tensor name.
 
     Attributes:
-        inputs: float32 inputs.
+        inputs: The inputs.
         references: Outputs of "original", and of "hub" (the simplified fp32 ONNX in ONNX Runtime) where known.
+        sized: Inputs of other sizes of open axes, with the original's outputs.
+        rollout: How outputs become the next inputs, where the model is asked again and again.
     """
 
     inputs: Tensors
     references: Mapping[str, Tensors]
+    sized: tuple[Sized, ...] = ()
+    rollout: Rollout | None = None
 
     @property
     def count(self) -> int:
@@ -136,11 +139,17 @@ def _measure(
     gates: list[GateResult] = []
     metrics: dict[str, float] = {}
     skipped: list[str] = []
+    outputs: dict[str, Tensor] = {}
     # Each check runs though one before it crashed: a baked axis breaks the golden inputs too, and must be called by its name.
     crashes = [
-        _crash(lambda: _judge_golden(session, brief.golden, budget, gates, metrics)),
+        _crash(lambda: _judge_golden(session, brief.golden, budget, (gates, metrics), outputs)),
         _crash(lambda: gates.extend(_judge_axes(session, brief, budget, skipped))),
     ]
+    if brief.golden.rollout is not None:
+        rollout = brief.golden.rollout
+        crashes.append(
+            _crash(lambda: _judge_rollout(session, brief.golden, rollout, budget, (gates, metrics), outputs))
+        )
     if budget.int8_share is not None:
         least = budget.int8_share
         crashes.append(_crash(lambda: gates.extend(_judge_share(session, brief.golden, least, metrics, skipped))))
@@ -190,11 +199,17 @@ def run_rows(session: Session, inputs: Tensors, chunk: int = CHUNK) -> dict[str,
 
 
 def _judge_golden(
-    session: Session, golden: Golden, budget: Budget, gates: list[GateResult], metrics: dict[str, float]
+    session: Session,
+    golden: Golden,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    outputs: dict[str, Tensor],
 ) -> None:
+    """Run the golden inputs and leave their outputs in `outputs`."""
     if not golden.inputs or not any(golden.references.values()):
         raise ValueError("there are no golden inputs, or no outputs to compare with")
-    outputs = run_rows(session, golden.inputs)
+    gates, metrics = into
+    outputs |= run_rows(session, golden.inputs)
     for reference, expected in golden.references.items():
         for name, array in expected.items():
             if name not in outputs:
@@ -220,6 +235,30 @@ def _numeric_gates(
             yield gate.numeric_gate(metric, value, bound, higher_is_better=higher, reference=reference, n=n)
 
 
+def _judge_rollout(
+    session: Session,
+    golden: Golden,
+    rollout: Rollout,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    outputs: Tensors,
+) -> None:
+    """Compare each step by itself, given what the original was given, and then what all steps lead to."""
+    gates, metrics = into
+    (name, expected), *_ = golden.references[ORIGINAL].items()
+    steps = [drift.sqnr_db(expected[rows], outputs[name][rows]) for rows in map(rollout.rows, range(rollout.steps))]
+    latents = rollout.play(lambda feeds: run_rows(session, feeds)[name], golden.inputs)
+    metrics |= {f"sqnr_db_step_{number}": value for number, value in enumerate(steps, start=1)}
+    metrics["latent_psnr_db"] = drift.psnr_db(rollout.latents, latents)
+    measured = {
+        "step_sqnr_db": (float(np.min(steps)), budget.sqnr_db, len(expected)),
+        "latent_psnr_db": (metrics["latent_psnr_db"], budget.latent_psnr_db, len(latents)),
+    }
+    for metric, (value, bound, n) in measured.items():
+        if bound is not None:
+            gates.append(gate.numeric_gate(metric, value, bound, higher_is_better=True, reference=ORIGINAL, n=n))
+
+
 def _judge_share(
     session: Session, golden: Golden, least: float, metrics: dict[str, float], skipped: list[str]
 ) -> Iterator[GateResult]:
@@ -237,8 +276,11 @@ def _judge_share(
 def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:
     """Run every axis that the graph or the bundle calls dynamic at sizes other than the traced one."""
     rows = {dim.name for spec in session.inputs for dim in spec.shape[:1] if isinstance(dim, Axis)}
+    sized = {axis: [one for one in brief.golden.sized if one.axis == axis] for axis in brief.axes}
     for axis in sorted({axis.name for spec in session.inputs for axis in spec.axes} | set(brief.axes)):
-        if axis in rows or axis in brief.axes:
+        if sized.get(axis):
+            yield from (_judge_size(session, budget, one) for one in sized[axis])
+        elif axis in rows or axis in brief.axes:
             for size in _sizes(session, axis):
                 if size != brief.axes.get(axis):
                     yield _judge_axis(session, brief, budget, axis, size)
@@ -278,6 +320,33 @@ def _judge_axis(session: Session, brief: Brief, budget: Budget, axis: str, size:
         bound=bound,
         higher_is_better=higher,
         n=size,
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
+        reason=problem,
+    )
+
+
+def _judge_size(session: Session, budget: Budget, one: Sized) -> GateResult:
+    """Run inputs of another size: what comes out must be what the original makes of them, within its drift."""
+    measure, bound, higher = _row_gate(budget)
+    problem, value = "", float("nan")
+    try:
+        (name, expected), *_ = one.outputs.items()
+        value = measure(expected, run_rows(session, one.inputs)[name])
+    except (DeploykitError, ValueError, RuntimeError) as error:
+        problem = f"axis {one.axis!r} is baked: size {one.size} fails with: {str(error).splitlines()[0][:200]}"
+    passed = value >= bound if higher else value <= bound
+    if not passed and not problem:
+        problem = f"at size {one.size} of axis {one.axis!r} the outputs are not the original's"
+    return GateResult(
+        kind=GateKind.AXIS,
+        metric=f"{one.axis}={one.size}",
+        reference=ORIGINAL,
+        value=value,
+        lower=value,
+        upper=value,
+        bound=bound,
+        higher_is_better=higher,
+        n=len(next(iter(one.inputs.values()))),
         verdict=Verdict.PASS if passed else Verdict.FAIL,
         reason=problem,
     )

@@ -24,6 +24,7 @@ from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine,
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.runtime.rollout import FURTHER
 from deploykit.verdict import Repair
 from deploykit.workflow import measure
 
@@ -103,8 +104,14 @@ class Assembly:
         records = {
             role: self.put(f"golden/{role}", {".npz": self.items[node].path(TENSORS)})[0] for role, node in made.items()
         }
-        facts = self.items[plans.GOLDEN].facts
-        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records)
+        golden = self.items[plans.GOLDEN]
+        further = {
+            role: self.put(f"golden/{role}", {".npz": golden.path(name)})[0]
+            for role, name in FURTHER.items()
+            if golden.has(name)
+        }
+        facts = golden.facts
+        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records, further or None)
 
     def evaluation(self) -> EvaluationRecord | None:
         """Name the original's answers, where there were labelled images."""

@@ -229,7 +229,9 @@ def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequ
     return plan.ImagesRequest(name, images.digest, count)
 
 
-def _golden(original: Original) -> plan.ImagesRequest:
+def _golden(original: Original) -> plan.ImagesRequest | None:
+    if original.preprocess is None:
+        return None
     size = golden_size(original.preprocess)
     images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size)
     return plan.ImagesRequest(GOLDEN_IMAGES, images.digest, GOLDEN_COUNT, size, labelled=False)
@@ -237,7 +239,7 @@ def _golden(original: Original) -> plan.ImagesRequest:
 
 def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
     if options.data is not None and original.task != "logits":
-        raise UsageError(f"--data judges class answers; {original.id} answers with an {original.task}")
+        raise UsageError(f"--data judges class answers; {original.id} answers with {original.takes.output}")
     if options.data is not None:
         return _images(options.data, original, None)
     return _images(original.images, original, options.eval_size) if original.images else None
@@ -262,7 +264,7 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     if name is None:
         return None
     return resolve_calibration(
-        name, options.calib_size, options.calib_seed, original.labels, original.preprocess, few=options.calib_few
+        name, options.calib_size, options.calib_seed, original.labels, original.recipe, few=options.calib_few
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from deploykit import serde
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors
+from deploykit.export.probe import golden_of
 from deploykit.export.reference import ANSWERS, CROPS
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.manifest import Machine
@@ -39,7 +40,7 @@ class JudgeOptions:
         budgets: Bounds by grade; see `deploykit.verdict.GRADES`.
         precision: Of the artifact.
         axes: Dynamic axes and the sizes that they were traced at.
-        preprocess: How crops become inputs.
+        preprocess: How crops become inputs; None where the original takes no images.
         machine: Where: a verdict is not carried from one machine to another.
         place: What that machine has for the run's device.
     """
@@ -50,7 +51,7 @@ class JudgeOptions:
     budgets: Mapping[str, Budget]
     precision: str
     axes: Mapping[str, int]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     machine: Machine
     place: str
 
@@ -58,12 +59,12 @@ class JudgeOptions:
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
     references = {name: load_tensors(inputs[name].path(TENSORS)) for name in (judge.ORIGINAL, judge.HUB)}
     evaluation = None
-    if "images" in inputs:
+    if "images" in inputs and options.preprocess is not None:
         answers = Answers(**load_tensors(inputs["answers"].path(ANSWERS)))
         crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
         evaluation = judge.Evaluation(crops, answers, options.preprocess)
     brief = judge.Brief(
-        golden=judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), references),
+        golden=golden_of(inputs["golden"], references),
         budgets=options.budgets,
         axes=options.axes,
         evaluation=evaluation,
@@ -84,7 +85,7 @@ _NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.ORIGINAL: "tensor
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
     """Return the stage that judges in this RunConfig, with labelled images or without."""
     takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
-    return Stage("judge", 3, takes, "judgement", (get_backend(run.backend).module,), _judge)
+    return Stage("judge", 4, takes, "judgement", (get_backend(run.backend).module,), _judge)
 
 
 @dataclass(frozen=True)

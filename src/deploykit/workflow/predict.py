@@ -73,7 +73,7 @@ def embedded(artifact: Path, metadata: Mapping[str, str]) -> tuple[tuple[str, ..
         labels = json.loads(metadata["deploykit.labels"])
         recipe = json.loads(metadata["deploykit.preprocess"])
     except KeyError as error:
-        raise UsageError(f"{artifact} carries no {error}: it was not made by deploykit") from error
+        raise UsageError(f"{artifact} carries no {error}: it takes no images, or was not made by deploykit") from error
     except ValueError as error:
         raise BadInputError(f"{artifact}: its embedded metadata is no JSON: {error}") from error
     return serde.from_json(tuple[str, ...], labels, "labels"), serde.from_json(Preprocess, recipe, "preprocess")

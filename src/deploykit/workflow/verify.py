@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
-from deploykit.data.preprocess import normalize
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
+from deploykit.export import probe, reference
 from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
-from deploykit.runtime.backends.base import backend_for, get_backend
+from deploykit.runtime.backends.base import Tensors, backend_for, get_backend
 from deploykit.runtime.drift import Answers
+from deploykit.runtime.rollout import Rollout, load_sized
 from deploykit.verdict import Judgement, Report
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
@@ -65,7 +66,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     bundle.check()
     manifest = bundle.manifest
     references = {name: load_tensors(bundle.root / record.path) for name, record in manifest.golden.references.items()}
-    golden = judge.Golden(load_tensors(bundle.root / manifest.golden.inputs.path), references)
+    golden = _golden(bundle, references)
     evaluation, reason = _bundle_evaluation(bundle, options)
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
@@ -75,6 +76,18 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
             jobs, replace(brief, precision=artifact.precision), progress, strict=options.device is None
         )
     return Report(str(root), tuple(found))
+
+
+def _golden(bundle: Bundle, references: Mapping[str, Tensors]) -> judge.Golden:
+    """Read a bundle's golden inputs, with all that the original is compared by."""
+    record = bundle.manifest.golden
+    further = {role: bundle.root / found.path for role, found in (record.further or {}).items()}
+    return judge.Golden(
+        load_tensors(bundle.root / record.inputs.path),
+        references,
+        load_sized(further["sizes"]) if "sizes" in further else (),
+        Rollout.load(further["rollout"]) if "rollout" in further else None,
+    )
 
 
 def _judgements(
@@ -101,17 +114,17 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
     manifest = bundle.manifest
     if options.data is not None:
         return _live_evaluation(sources.located(manifest.source.locator), options.data, None), ""
-    record = manifest.evaluation
-    if record is None:
+    record, recipe = manifest.evaluation, manifest.preprocess
+    if record is None or recipe is None:
         return None, ""
     try:
-        crops = _crops(record.images, record.count, manifest.labels, manifest.preprocess)
+        crops = _crops(record.images, record.count, manifest.labels, recipe)
     except (MissingComponentError, UsageError, BadInputError) as error:
         return None, error.message
     if hashlib.sha256(crops.tobytes()).hexdigest() != record.crops_sha256:
         return None, f"{record.images} is prepared to other pixels here than where the bundle was made"
     answers = Answers(**load_tensors(bundle.root / record.answers.path))
-    return judge.Evaluation(crops, answers, manifest.preprocess), ""
+    return judge.Evaluation(crops, answers, recipe), ""
 
 
 def _crops(images: str, count: int | None, labels: tuple[str, ...], recipe: Preprocess) -> NDArray[np.uint8]:
@@ -120,26 +133,34 @@ def _crops(images: str, count: int | None, labels: tuple[str, ...], recipe: Prep
 
 def _live_evaluation(original: Original, images: str, count: int | None) -> judge.Evaluation:
     """Prepare images and let the original answer them."""
-    chosen = open_imageset(images, original.labels, count)
-    crops = prepare_crops(chosen, original.preprocess)
+    if original.task != "logits":
+        raise UsageError(f"--data judges class answers; {original.id} answers with {original.takes.output}")
+    chosen, recipe = open_imageset(images, original.labels, count), original.recipe
+    crops = prepare_crops(chosen, recipe)
     with sources.open_original(original) as session:
-        logits = judge.logits_of(session, crops, original.preprocess)
+        logits = judge.logits_of(session, crops, recipe)
     answers = Answers.of(logits, np.asarray(chosen.labels, np.int64))
-    return judge.Evaluation(crops, answers, original.preprocess)
+    return judge.Evaluation(crops, answers, recipe)
 
 
 def _verify_bare(path: Path, original: Original, options: VerifyOptions, progress: Progress | None) -> Report:
     """Judge a file against an original, both run now."""
     family = get_family(original.family)
     backend = backend_for(path.name)
-    golden_images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, golden_size(original.preprocess))
-    crops = prepare_crops(golden_images, original.preprocess)
-    inputs = {original.input_name: normalize(crops, original.preprocess)}
-    with sources.open_original(original) as session:
-        golden = judge.Golden(inputs, {judge.ORIGINAL: judge.run_rows(session, inputs)})
+    golden = probe.get_probe(original.takes.probe).golden(original, _asked(original))
     images = options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
     runs = [backend.default_run(precision) for precision in backend.judged]
     runs = [run.on(options.device) for run in runs] if options.device else runs
     return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))
+
+
+def _asked(original: Original) -> probe.Asked:
+    """Return what golden inputs a bare artifact is judged by; which of its axes are open, only opening it tells."""
+    recipe = original.preprocess
+    if recipe is None:
+        return probe.Asked(GOLDEN_COUNT, {}, None)
+    size = golden_size(recipe)
+    digest = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size).digest
+    return probe.Asked(GOLDEN_COUNT, {}, reference.ImagesOptions(GOLDEN_IMAGES, digest, GOLDEN_COUNT, size, (), recipe))

@@ -49,8 +49,8 @@ def hub(name: str, folder: Path) -> tuple[Item, Item, dict[str, Tensor]]:
     """Return a shipped model's graph, its ranges on eight images, and these."""
     original = sources.resolve(name)
     family = get_family(original.family)
-    images = rendered_images("rendered:calib", IMAGES, golden_size(original.preprocess))
-    feeds: dict[str, Tensor] = {"input": normalize(prepare_crops(images, original.preprocess), original.preprocess)}
+    images = rendered_images("rendered:calib", IMAGES, golden_size(original.recipe))
+    feeds: dict[str, Tensor] = {"input": normalize(prepare_crops(images, original.recipe), original.recipe)}
     save_tensors(folder / TENSORS, feeds)
     golden = Item("tensors", folder, (FileRecord.of(folder, TENSORS),))
     options = trace.TraceOptions(batch=1, dynamic=("batch",), opset=family.opset)

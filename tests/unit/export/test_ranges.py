@@ -43,3 +43,12 @@ def test_small_tensors_are_taken_whole_and_large_ones_in_part() -> None:
     steps = {entry.name: entry.step for entry in watch(model(NODES, WEIGHTS, ("batch", 4, 8, 8)))}
     assert steps["c"] == steps["b"] == steps["y"] == 1
     assert steps["a"] > 8
+
+
+def test_what_lies_behind_a_group_norm_is_looked_at_too() -> None:
+    made = model([node("Identity", "x", "norm"), node("Relu", "norm", "y")], {"ones": np.ones(4, np.float32)}, opset=21)
+    made.graph.node[0].CopyFrom(node("GroupNormalization", "x,ones,ones", "norm", num_groups=2))
+    before = [entry.SerializeToString() for entry in made.graph.node]
+    inferred = onnx_files.with_one_row(made)
+    assert [entry.SerializeToString() for entry in inferred.graph.node] == before, "no node has changed"
+    assert [entry.name for entry in watch(made)] == ["x", "norm", "y"]

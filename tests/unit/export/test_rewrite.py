@@ -42,7 +42,7 @@ SMALL_VIT = dataclasses.replace(SMALL, model_args={"init_values": 1e-5, "depth":
 def golden() -> Item:
     """Images of 64 pixels."""
     folder = Path(tempfile.mkdtemp())
-    recipe = sources.resolve("tiny-convnext").preprocess
+    recipe = sources.resolve("tiny-convnext").recipe
     images = rendered_images("rendered:calib", 3, golden_size(recipe))
     save_tensors(folder / TENSORS, {"input": normalize(prepare_crops(images, recipe), recipe)})
     return Item("tensors", folder, (FileRecord.of(folder, TENSORS),))
@@ -210,7 +210,7 @@ def _check_modules(original: Original, item: Item) -> None:
 
 
 def _check_against_pytorch(original: Original, item: Item) -> None:
-    feeds = {"input": np.random.default_rng(1).random((1, *original.preprocess.input_size), dtype=np.float32)}
+    feeds = {"input": np.random.default_rng(1).random((1, *original.recipe.input_size), dtype=np.float32)}
     with get_backend("torch").open(original.locator, RunConfig("torch", precision="f32")) as session:
         expected = session.infer(feeds)
     path = str(item.path(onnx_files.MODEL))

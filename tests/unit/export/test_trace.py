@@ -36,19 +36,19 @@ class Refused(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-RULES = {"batch": AxisRule(dim=0, min=1, max=16, step=1, traced=2)}
+OPEN = trace.Open({"batch": AxisRule(min=1, max=16, step=1, traced=2)}, ({0: "batch"},))
 
 
 def test_a_network_that_fixes_its_batch_is_refused_by_the_axis_name() -> None:
     with pytest.raises(BakedAxisError, match="axis batch can't be dynamic") as caught:
-        trace._export(BakedBatch(), torch.zeros(2, 8), RULES, "baked")
+        trace._export(BakedBatch(), (torch.zeros(2, 8),), OPEN, "baked")
     assert caught.value.exit_code == 8
     assert caught.value.hints[0].action == "--batch N"
 
 
 def test_a_network_that_cannot_be_traced_is_unsupported() -> None:
     with pytest.raises(UnsupportedError, match="refused can't be traced"):
-        trace._export(Refused(), torch.zeros(2, 8), {}, "refused")
+        trace._export(Refused(), (torch.zeros(2, 8),), trace.Open({}, ({},)), "refused")
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,35 @@ def test_an_axis_that_was_lost_in_the_graph_is_noticed(traced: Path, tmp_path: P
     item = Item("graph", tmp_path, (FileRecord.of(tmp_path, onnx_files.MODEL),))
     with pytest.raises(BakedAxisError, match="axis 'batch' was declared dynamic"):
         trace.STAGE.ensure({}, trace.TraceOptions(1, ("batch",), 20), item)
+
+
+class Several(nn.Module):
+    """Adds a row's number to all of its values, and halves the map where it is even."""
+
+    def forward(self, sample: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """Take [batch, 2, height, 4] and int64 [batch], return [batch, 2, height, 4]."""
+        half = nn.functional.avg_pool2d(sample + number.float().view(-1, 1, 1, 1), 2)
+        return nn.functional.interpolate(half, scale_factor=2.0)
+
+
+def test_an_axis_of_steps_is_open_in_steps_and_one_size_wherever_it_lies() -> None:
+    rules = {
+        "batch": AxisRule(min=1, max=16, step=1, traced=2),
+        "height": AxisRule(min=4, max=64, step=4, traced=12),
+    }
+    opened = trace.Open(rules, ({0: "batch", 2: "height"}, {0: "batch"}))
+    examples = (torch.randn(2, 2, 12, 4), torch.tensor([1, 2]))
+    program = trace._export(Several(), examples, opened, "several")
+    for rows, height in ((1, 4), (3, 32)):
+        sample, numbers = torch.randn(rows, 2, height, 4), torch.arange(rows)
+        torch.testing.assert_close(program.module()(sample, numbers), Several()(sample, numbers))
+    given = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
+    assert str(given[0][2]).startswith("4*"), "multiples of four, and no other size"
+    assert given[0][0] == given[1][0], "one symbol"
+    assert (given[0][1], given[0][3]) == (2, 4)
+
+
+def test_an_input_that_lacks_an_axis_of_its_batch_is_refused_by_the_axis_name() -> None:
+    opened = trace.Open({"batch": AxisRule(min=1, max=16, step=1, traced=2)}, ({0: "batch"}, {}))
+    with pytest.raises(BakedAxisError, match="axis batch can't be dynamic"):
+        trace._export(Several(), (torch.randn(2, 2, 4, 4), torch.tensor([1, 2])), opened, "several")

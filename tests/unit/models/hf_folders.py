@@ -98,7 +98,7 @@ def resolve(folder: Path | str, size: int | None = None, **options: Any) -> Orig
 
 
 def images_for(original: Original, count: int = 2) -> torch.Tensor:
-    size = original.preprocess.input_size
+    size = original.recipe.input_size
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(1))
 
 

@@ -74,7 +74,7 @@ def test_published_weights_answer_as_the_network_that_they_were_taken_from(
     assert {"cls_token", "mask_token", "blocks.0.ls1.gamma", "patch_embed.proj.weight"} <= set(published)
     torch.save(published, tmp_path / "dinov2_vits14_pretrain.pth")
     original = _resolve(name, tmp_path / "dinov2_vits14_pretrain.pth", size)
-    assert (original.task, original.family, original.preprocess.input_size) == ("embedding", "dinov2", (3, size, size))
+    assert (original.task, original.family, original.recipe.input_size) == ("embedding", "dinov2", (3, size, size))
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     reference = network if size == 518 else _resampled(network, name, size)
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_published_weights_answer_as_the_network_that_they_were_taken_from(
 def test_the_published_size_is_the_usual(tmp_path: Path, name: str, with_registers: bool) -> None:
     published = _published(_trained(name).state_dict(), with_registers=with_registers)
     save_file(published, tmp_path / "w.safetensors")
-    assert _resolve(name, tmp_path / "w.safetensors").preprocess.input_size == (3, 518, 518)
+    assert _resolve(name, tmp_path / "w.safetensors").recipe.input_size == (3, 518, 518)
 
 
 @pytest.mark.parametrize(("name", "with_registers"), NETWORKS.items())

@@ -38,7 +38,7 @@ def dino(tmp_path: Path, _dino: Path) -> Path:
 
 def _recipe(dino: Path, preprocessor: Mapping[str, Any], **options: Any) -> Preprocess:
     (dino / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return SCHEME.resolve(str(dino), SourceOptions(**options)).preprocess
+    return SCHEME.resolve(str(dino), SourceOptions(**options)).recipe
 
 
 def _squeezed(side: int, **changes: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_a_folder_of_timms_answers_as_in_timm(tmp_path: Path, name: str, options
     original = SCHEME.resolve(str(folder), SourceOptions())
     assert (original.id, original.scheme, original.name, original.family) == ("mine", "hf", str(folder), family)
     assert original.labels == tuple(f"class {index}" for index in range(7))
-    assert original.preprocess.input_size == tuple(network.pretrained_cfg["input_size"])  # type: ignore[index]
+    assert original.recipe.input_size == tuple(network.pretrained_cfg["input_size"])  # type: ignore[index]
     assert original.parameters == sum(parameter.numel() for parameter in network.parameters())
     with torch.inference_mode():
         assert torch.equal(answers_of(original), network(images_for(original)))
@@ -54,8 +54,8 @@ def test_a_folder_of_timms_is_prepared_and_called_as_it_says(tmp_path: Path) -> 
     edit(folder, label_names=["cat", "dog", "cat"], pretrained_cfg={**config["pretrained_cfg"], **recipe})
     original = SCHEME.resolve(str(folder), SourceOptions())
     assert original.labels == ("cat (0)", "dog", "cat (2)")
-    assert (original.preprocess.mean, original.preprocess.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
-    assert SCHEME.resolve(str(folder), SourceOptions(crop_pct=1.0)).preprocess.crop_pct == 1.0
+    assert (original.recipe.mean, original.recipe.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
+    assert SCHEME.resolve(str(folder), SourceOptions(crop_pct=1.0)).recipe.crop_pct == 1.0
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     assert SCHEME.resolve(str(folder), SourceOptions(labels=str(tmp_path / "labels.txt"))).labels == ("a", "b", "c")
 
@@ -63,7 +63,7 @@ def test_a_folder_of_timms_is_prepared_and_called_as_it_says(tmp_path: Path) -> 
 def test_a_folder_of_timms_takes_an_image_size_and_features(tmp_path: Path) -> None:
     folder, _ = timm_folder(tmp_path / "mine", "test_vit", num_classes=3)
     original = SCHEME.resolve(str(folder), SourceOptions(image_size=96, embedding=True))
-    assert (original.preprocess.input_size, original.task) == ((3, 96, 96), "embedding")
+    assert (original.recipe.input_size, original.task) == ((3, 96, 96), "embedding")
     assert answers_of(original).shape == (2, 64)
 
 

@@ -123,7 +123,7 @@ def test_an_open_size_must_be_said_and_a_fixed_one_can_not_be_changed(tmp_path: 
     with pytest.raises(UsageError, match="any size") as caught:
         sources.resolve(str(path))
     assert caught.value.hints[0].action == "--image-size PIXELS"
-    assert sources.resolve(str(path), SourceOptions(image_size=48)).preprocess.input_size == (3, 48, 48)
+    assert sources.resolve(str(path), SourceOptions(image_size=48)).recipe.input_size == (3, 48, 48)
     with pytest.raises(UsageError, match="fixed to 32x32 pixels"):
         sources.resolve(str(graph(tmp_path / "fixed.onnx")), SourceOptions(image_size=48))
 
@@ -152,7 +152,7 @@ def test_a_graphs_own_labels_and_preprocessing_are_taken(tmp_path: Path) -> None
     assert original.preprocess == RECIPE
     (tmp_path / "labels.txt").write_text("v\nw\nx\ny\nz\n")
     other = sources.resolve(str(path), SourceOptions(labels=str(tmp_path / "labels.txt"), crop_pct=1.0))
-    assert (other.labels, other.preprocess.crop_pct) == (tuple("vwxyz"), 1.0)
+    assert (other.labels, other.recipe.crop_pct) == (tuple("vwxyz"), 1.0)
     damaged = graph(tmp_path / "b.onnx", metadata={"deploykit.preprocess": "{"})
     with pytest.raises(BadInputError, match="no JSON"):
         sources.resolve(str(damaged))

@@ -177,7 +177,7 @@ def test_a_module_that_does_not_answer_with_one_vector_per_image_is_refused(func
 
 @pytest.mark.parametrize(("size", "said"), [(48, "shapes cannot be multiplied"), (64, "ValueError")])
 def test_an_input_that_the_module_does_not_take_is_refused(size: int, said: str) -> None:
-    assert _resolve("Fixed").preprocess.input_size == (3, 32, 32)
+    assert _resolve("Fixed").recipe.input_size == (3, 32, 32)
     with pytest.raises(
         UsageError, match=rf"can't take float32 \[1, 3, {size}, {size}\] \(see --image-size\): .*{said}"
     ):
@@ -238,8 +238,8 @@ def test_a_function_of_ones_own_is_an_original() -> None:
     assert (original.id, original.scheme, original.name) == ("Net", "py", f"{MODULE}:Net")
     assert (original.task, original.family, original.images) == ("logits", "generic", None)
     assert original.labels == tuple(f"class {index}" for index in range(5))
-    assert original.preprocess.input_size == (3, 32, 32)
-    assert original.preprocess.mean == (0.485, 0.456, 0.406)
+    assert original.recipe.input_size == (3, 32, 32)
+    assert original.recipe.mean == (0.485, 0.456, 0.406)
     module = sources.open_module(original)
     assert original.parameters == sum(value.numel() for value in module.parameters())
     assert not any(part.training for part in module.modules())
@@ -287,8 +287,8 @@ def test_another_process_opens_the_same_weights(folder: Path) -> None:
 def test_images_are_prepared_as_asked_else_as_usual(image_size: int | None) -> None:
     original = _resolve("Net", image_size=image_size, crop_pct=0.9, interpolation="bilinear")
     size = image_size or 224
-    assert original.preprocess.input_size == (3, size, size)
-    assert (original.preprocess.crop_pct, original.preprocess.interpolation) == (0.9, "bilinear")
+    assert original.recipe.input_size == (3, size, size)
+    assert (original.recipe.crop_pct, original.recipe.interpolation) == (0.9, "bilinear")
 
 
 def test_arguments_are_passed_with_their_kind() -> None:

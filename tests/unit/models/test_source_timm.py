@@ -28,7 +28,7 @@ RANDOM = SourceOptions(random_weights=True)
 
 
 def _answers(original: Original, seed: int = 0) -> torch.Tensor:
-    images = torch.randn(2, *original.preprocess.input_size, generator=torch.Generator().manual_seed(seed))
+    images = torch.randn(2, *original.recipe.input_size, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         answers: torch.Tensor = sources.open_module(original)(images)
     return answers
@@ -170,7 +170,7 @@ def test_an_argument_of_the_constructor_is_passed_on() -> None:
 @pytest.mark.parametrize(("name", "size"), [(VIT, 96), (NET, 64), ("mobilenetv3_small_050", 96)])
 def test_an_image_size_changes_the_input(name: str, size: int) -> None:
     original = sources.resolve(name, SourceOptions(random_weights=True, image_size=size))
-    assert original.preprocess.input_size == (3, size, size)
+    assert original.recipe.input_size == (3, size, size)
     assert original.digest != sources.resolve(name, RANDOM).digest
     assert _answers(original).shape == (2, 1000)
 

@@ -41,7 +41,7 @@ def images() -> RenderedSet:
 
 def _answers(name: str, images: RenderedSet, options: SourceOptions | None = None) -> NDArray[np.float32]:
     original = sources.resolve(name, options)
-    inputs = torch.from_numpy(normalize(prepare_crops(images, original.preprocess), original.preprocess))
+    inputs = torch.from_numpy(normalize(prepare_crops(images, original.recipe), original.recipe))
     with torch.inference_mode():
         answers: NDArray[np.float32] = sources.open_module(original)(inputs).numpy()
     return answers

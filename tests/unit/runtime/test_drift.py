@@ -16,11 +16,12 @@ from deploykit.runtime.drift import (
     classify,
     cosine_min,
     is_finite,
+    psnr_db,
     relative_max,
     sqnr_db,
 )
 
-METRICS = (relative_max, sqnr_db, cosine_min)
+METRICS = (relative_max, sqnr_db, psnr_db, cosine_min)
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 
@@ -71,6 +72,14 @@ def test_metrics_do_not_depend_on_the_unit(pair: tuple[Array, Array], power: int
 def test_the_cosine_does_not_see_a_scale(r: Array, scale: float) -> None:
     assert cosine_min(r, r * np.float32(scale)) == pytest.approx(1.0, abs=1e-12)
     assert cosine_min(r, -r) == pytest.approx(-1.0, abs=1e-12)
+
+
+def test_the_peak_is_the_range_of_the_reference_and_not_its_largest_value() -> None:
+    reference = np.asarray([[10.0, 11.0, 12.0]])
+    assert psnr_db(reference, reference + 0.02) == pytest.approx(40.0)
+    assert psnr_db(reference, reference) == math.inf
+    assert psnr_db(np.ones((1, 3)), np.zeros((1, 3))) == -math.inf
+    assert math.isnan(psnr_db(reference, np.full((1, 3), np.nan)))
 
 
 @pytest.mark.parametrize("decibels", [0.0, 20.0, 46.0, 90.0])

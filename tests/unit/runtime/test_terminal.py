@@ -69,3 +69,10 @@ def test_the_parts_on_a_gpu_are_told_with_clocks_and_with_what_limits_them() -> 
     assert any("fp32.ort" in line and "1.000" in line and "not told" in line for line in shown)
     assert any("1980" in line and "the GPU waits for the host; slowed by power cap" in line for line in shown)
     assert not any("int8" in line for line in shown)
+
+
+def test_latents_stand_where_there_are_no_answers_to_agree_on() -> None:
+    found = replace(judged("fp16", "ort"), metrics={"sqnr_db": 61.2, "latent_psnr_db": 84.4})
+    shown = lines(Report("bundle", (found,)), 80)
+    assert any("61 dB" in line and "latents 84 dB" in line for line in shown)
+    assert not any("…" in line for line in shown)

@@ -142,6 +142,6 @@ def test_a_short_training_writes_weights_that_the_source_opens(
     assert weights_of(model, tmp_path) != weights_of_the_usual_recipe, "another recipe trains anew"
     options = SourceOptions(weights=str(weights), model_args=arguments, family=short.family, image_size=32)
     original = sources.resolve("py:scripts.train_photographs:network", options)
-    assert (original.family, len(original.labels), original.preprocess.input_size) == ("mobilenetv3", 2, (3, 32, 32))
+    assert (original.family, len(original.labels), original.recipe.input_size) == ("mobilenetv3", 2, (3, 32, 32))
     with torch.inference_mode():
         assert sources.open_module(original)(torch.zeros(1, 3, 32, 32)).shape == (1, 2)

@@ -10,7 +10,9 @@ from deploykit.serde import to_json
 
 
 def texts(options: PackageOptions) -> Mapping[str, str]:
-    """Return labels and preprocessing as JSON texts, and the precision, by key."""
+    """Return labels and preprocessing as JSON texts, where the model takes images, and the precision, by key."""
+    if options.preprocess is None:
+        return {"precision": options.precision}
     return {
         "labels": json.dumps(list(options.labels)),
         "precision": options.precision,

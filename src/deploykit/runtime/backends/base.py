@@ -17,6 +17,8 @@ from deploykit.optional import COMPONENTS, Component
 from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
+#: Arrays by the names of tensors.
+Tensors = Mapping[str, Tensor]
 Nanoseconds = NDArray[np.int64]
 GROUP = "deploykit.backends"
 CPU = "cpu"

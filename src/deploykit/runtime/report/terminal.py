@@ -30,7 +30,15 @@ NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
 BOUGHT = (("sqnr_db", "", 1, 1, " dB"), ("cosine", "worst cosine ", 1, 4, ""), ("agreement", "", 100, 2, " %"))
 #: What a gate is called in a sentence, and its unit.
-UNITS = {"sqnr_db": "dB", "agreement": "%", "accuracy_drop": "pp", "latency_ms": "ms", "speedup": "×"}
+UNITS = {
+    "sqnr_db": "dB",
+    "step_sqnr_db": "dB",
+    "latent_psnr_db": "dB",
+    "agreement": "%",
+    "accuracy_drop": "pp",
+    "latency_ms": "ms",
+    "speedup": "×",
+}
 
 
 def table(report: Report, sizes: Mapping[str, int]) -> Table:
@@ -179,8 +187,10 @@ def drift_text(judgement: Judgement) -> str:
 
 
 def agreement_text(judgement: Judgement) -> str:
-    """Return the share of equal top-1 answers, or what the verdict rests on where there were no labelled images."""
+    """Return the share of equal top-1 answers, how far the last latents agree, or that the verdict is numeric only."""
     metrics = judgement.metrics
+    if "latent_psnr_db" in metrics:
+        return f"latents {metrics['latent_psnr_db']:.0f} dB"
     if "agreement" not in metrics:
         return "numeric" if metrics else ""
     return "no flip" if metrics["flips"] == 0 else f"{100 * metrics['agreement']:.2f} %"

@@ -1,0 +1,83 @@
+"""Probe: how an original of some kind is asked, so that artifacts have something to answer too."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from deploykit import registry
+from deploykit.bundle import load_tensors
+from deploykit.export.reference import ImagesOptions
+from deploykit.export.stage import TENSORS, Item, Node
+from deploykit.models.original import Original
+from deploykit.runtime.backends.base import Tensors
+from deploykit.runtime.judge import Golden
+from deploykit.runtime.rollout import FURTHER, Rollout, load_sized
+
+GROUP = "deploykit.probes"
+#: Ids of the nodes: of the original, which plans are given, and of the golden inputs.
+ORIGINAL, GOLDEN_IMAGES, GOLDEN = "original", "golden-images", "golden"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What reference inputs are wanted.
+
+    Attributes:
+        count: How many golden inputs.
+        tried: Sizes of open axes to have inputs of beside the usual ones, by axis.
+        images: The images that they are taken from, where the original takes images.
+    """
+
+    count: int
+    tried: Mapping[str, tuple[int, ...]]
+    images: ImagesOptions | None
+
+
+class Probe(ABC):
+    """One way to ask originals, registered under `deploykit.probes`; an original's interface names it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def nodes(self, original: Original, asked: Asked) -> tuple[Node, ...]:
+        """Return the nodes that make golden inputs; the last one is called `GOLDEN` and makes tensors.
+
+        Beside the tensors it may leave files of `deploykit.runtime.rollout.FURTHER`.
+        """
+
+    @abstractmethod
+    def golden(self, original: Original, asked: Asked) -> Golden:
+        """Make golden inputs and ask the original, at once and without a plan.
+
+        Raises:
+            MissingComponentError: What it takes is not installed.
+            BadInputError: The original's weights are missing or changed.
+        """
+
+
+def get_probe(name: str) -> Probe:
+    """Return the probe registered as `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    return registry.load(GROUP, name, Probe)
+
+
+def golden_of(item: Item, references: Mapping[str, Tensors]) -> Golden:
+    """Read golden inputs, with what lies beside them.
+
+    Args:
+        item: What the node `GOLDEN` made.
+        references: Outputs by who computed them.
+    """
+    rollout, sizes = (item.root / name if item.has(name) else None for name in (FURTHER["rollout"], FURTHER["sizes"]))
+    return Golden(
+        load_tensors(item.path(TENSORS)),
+        references,
+        () if sizes is None else load_sized(sizes),
+        None if rollout is None else Rollout.load(rollout),
+    )

@@ -1,0 +1,44 @@
+"""Images as reference inputs: rendered, and prepared as the original's own images are."""
+
+from __future__ import annotations
+
+from deploykit.data.imageset import prepare_crops, rendered_images
+from deploykit.data.preprocess import normalize
+from deploykit.errors import InternalError
+from deploykit.export import reference
+from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, Asked, Probe
+from deploykit.export.stage import Node
+from deploykit.models import sources
+from deploykit.models.original import IMAGES, Original
+from deploykit.runtime import judge
+
+
+class ImagesProbe(Probe):
+    """Rendered images."""
+
+    name = IMAGES
+
+    def nodes(self, original: Original, asked: Asked) -> tuple[Node, ...]:
+        """Return the nodes that render images and normalise the first of them."""
+        options = reference.GoldenOptions(asked.count, original.input_name, original.recipe)
+        return (
+            Node(GOLDEN_IMAGES, reference.IMAGES, _images(asked), {}),
+            Node(GOLDEN, reference.GOLDEN, options, {"images": GOLDEN_IMAGES}),
+        )
+
+    def golden(self, original: Original, asked: Asked) -> judge.Golden:
+        """Render, prepare and ask."""
+        images = _images(asked)
+        crops = prepare_crops(rendered_images(images.images, asked.count, images.size), original.recipe)
+        inputs = {original.input_name: normalize(crops, original.recipe)}
+        with sources.open_original(original) as session:
+            return judge.Golden(inputs, {judge.ORIGINAL: judge.run_rows(session, inputs)})
+
+
+def _images(asked: Asked) -> reference.ImagesOptions:
+    if asked.images is None:
+        raise InternalError("an original that takes images was planned without any")
+    return asked.images
+
+
+PROBE = ImagesProbe()

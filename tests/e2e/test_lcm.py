@@ -1,0 +1,177 @@
+"""A latent consistency model's UNet, end to end: exported with every size open, judged by step and by its latents, loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+
+import deploykit
+from deploykit.bundle import load_tensors
+from deploykit.errors import BadInputError, UnsupportedError, UsageError
+from deploykit.models.source_lcm import SHIPPED
+from deploykit.runtime.backends.base import Tensors
+from deploykit.workflow.export import prepare
+from tests.e2e.support import run
+
+pytest.importorskip("diffusers")
+
+TINY = "tiny-lcm-unet"
+AXES = ("batch", "height", "width", "sequence")
+INPUTS = {
+    "sample": ("float32", ("batch", 3, "height", "width")),
+    "timestep": ("int64", ("batch",)),
+    "encoder_hidden_states": ("float32", ("batch", "sequence", 32)),
+    "timestep_cond": ("float32", ("batch", 256)),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Exported:
+    """fp32 and fp16 for both runtimes, every size open. Not to be changed: copy it."""
+    options = deploykit.ExportOptions(
+        cells=("fp32:ort", "fp32:openvino", "fp16:ort", "fp16:openvino"),
+        out=str(tmp_path_factory.mktemp("bundle") / TINY),
+        dynamic=AXES,
+        bench=False,
+    )
+    return deploykit.export_model(TINY, options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"cells": ("int8:openvino",)}, UnsupportedError, "activations are measured on images, and it takes none"),
+        ({"data": "photos"}, UsageError, "--data judges class answers; tiny-lcm-unet answers with out_sample"),
+        (
+            {"cells": ("fp16:ort",), "calib": "photos"},
+            UsageError,
+            "tiny-lcm-unet takes no images, it takes sample, timestep",
+        ),
+        (
+            {"dynamic": ("depth",)},
+            UsageError,
+            "latent consistency model has no axis 'depth'.*batch, height, width, sequence",
+        ),
+    ],
+)
+def test_what_needs_images_or_another_axis_is_refused(
+    changes: dict[str, object], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        prepare(TINY, deploykit.ExportOptions(**changes))  # type: ignore[arg-type]
+
+
+def test_every_run_passes_alone_and_along_its_own_way(made: deploykit.Exported) -> None:
+    assert made.report.not_run == ()
+    assert len(made.report.judgements) == 7
+    for judgement in made.report.judgements:
+        assert judgement.verdict is deploykit.Verdict.PASS, (judgement.artifact, judgement.run, judgement.reason)
+        gates = {gate.metric for gate in judgement.gates}
+        assert {"sqnr_db", "step_sqnr_db", "latent_psnr_db"} <= gates
+        tried = {
+            "height=8",
+            "height=40",
+            "width=8",
+            "width=48",
+            "sequence=1",
+            "sequence=11",
+            "batch=1",
+            "batch=3",
+            "batch=8",
+        }
+        assert tried <= gates
+        assert judgement.ran is not None
+        least = {"f32": 90.0, "f16": 40.0, "bf16": 22.0}[judgement.ran.precision]
+        least = min(least, 40.0) if "fp16" in judgement.artifact else least
+        assert judgement.metrics["sqnr_db"] >= least
+
+
+def test_inputs_keep_names_types_and_open_sizes_in_the_files(made: deploykit.Exported) -> None:
+    root = made.bundle.root
+    model = onnx.load(str(root / f"{TINY}.fp32.onnx"))
+    for value in model.graph.input:
+        dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        assert (kind, dims) == INPUTS[value.name]
+    assert [value.name for value in model.graph.input] == list(INPUTS)
+    assert [value.name for value in model.graph.output] == ["out_sample"]
+    assert model.opset_import[0].version >= 21
+    assert "GroupNormalization" in {node.op_type for node in model.graph.node}
+    texts = {entry.key for entry in model.metadata_props}
+    assert texts == {"deploykit.precision"}, "no labels and no preprocessing of images that there are not"
+    ir = openvino.Core().read_model(str(root / f"{TINY}.fp32.openvino.xml"))
+    assert {port.any_name for port in ir.inputs} == set(INPUTS)
+
+
+def test_half_precision_is_half_the_size(made: deploykit.Exported) -> None:
+    sizes = {artifact.name: artifact.bytes for artifact in made.bundle.manifest.artifacts}
+    assert sizes[f"{TINY}.fp16.ort"] < 0.6 * sizes[f"{TINY}.fp32.ort"]
+    (cast,) = [stage for stage in made.bundle.manifest.stages if stage.stage == "cast"]
+    assert {island["rule"] for island in cast.facts["islands"]} == {"time-embedding"}
+
+
+@pytest.mark.parametrize("artifact", [f"{TINY}.fp32.ort", f"{TINY}.fp32.openvino"])
+def test_a_loaded_artifact_takes_sizes_that_nothing_was_traced_at(made: deploykit.Exported, artifact: str) -> None:
+    draw = np.random.default_rng(3)
+    feeds: Tensors = {
+        "sample": draw.standard_normal((3, 3, 32, 64)).astype(np.float32),
+        "timestep": np.asarray([999, 499, 3], np.int64),
+        "encoder_hidden_states": draw.standard_normal((3, 6, 32)).astype(np.float32),
+        "timestep_cond": draw.standard_normal((3, 256)).astype(np.float32),
+    }
+    with deploykit.load(made.bundle.root, artifact) as session:
+        assert session.infer(feeds)["out_sample"].shape == (3, 3, 32, 64)
+        with pytest.raises(UsageError, match="takes int64, not float32"):
+            session.infer({**feeds, "timestep": feeds["timestep"].astype(np.float32)})
+        with pytest.raises(UsageError, match="takes inputs"):
+            session.infer({"sample": feeds["sample"]})
+
+
+def test_a_copied_bundle_is_verified_again_with_its_rollout(made: deploykit.Exported, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.bundle.root, tmp_path / "copied")
+    record = made.bundle.manifest.golden
+    assert record.further is not None
+    assert set(record.further) == {"rollout", "sizes"}
+    assert (record.count, record.images) == (16, "4 trajectories of 4 LCM steps")
+    report = deploykit.verify(copy)
+    assert [judgement.verdict for judgement in report.judgements] == [deploykit.Verdict.PASS] * 7
+    assert all("latent_psnr_db" in judgement.metrics for judgement in report.judgements)
+    (copy / record.further["rollout"].path).write_bytes(b"")
+    with pytest.raises(BadInputError, match="rollout"):
+        deploykit.verify(copy)
+
+
+def test_a_bare_file_is_judged_against_its_original(made: deploykit.Exported) -> None:
+    report = deploykit.verify(made.bundle.root / f"{TINY}.fp32.onnx", deploykit.VerifyOptions(reference=TINY))
+    (judgement,) = report.judgements
+    assert judgement.verdict is deploykit.Verdict.PASS
+    assert judgement.metrics["latent_psnr_db"] > 60.0
+
+
+def test_the_golden_rows_are_the_original_teacher_forced(made: deploykit.Exported) -> None:
+    root, record = made.bundle.root, made.bundle.manifest.golden
+    inputs = load_tensors(root / record.inputs.path)
+    assert {name: (array.dtype.name, array.shape) for name, array in inputs.items()} == {
+        "sample": ("float32", (16, 3, 16, 16)),
+        "timestep": ("int64", (16,)),
+        "encoder_hidden_states": ("float32", (16, 4, 32)),
+        "timestep_cond": ("float32", (16, 256)),
+    }
+
+
+def test_a_folder_is_exported_from_the_command_line(tmp_path: Path) -> None:
+    folder = shutil.copytree(SHIPPED[TINY], tmp_path / "my-lcm")
+    done = run("export", f"lcm:{folder}", "--ort", "--no-bench", "--json", "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [artifact["name"] for artifact in found["artifacts"]] == ["my-lcm.fp32.ort"]
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    done = run("export", f"lcm:{folder}", "--ort", "--out", str(tmp_path / "out"))
+    assert done.code == 7
+    assert "is no whole safetensors file" in done.err
