@@ -199,7 +199,7 @@ def document(title: str, command: str, about: Sequence[str], rows: Sequence[Row]
         "- *run as* is the backend and the precision that it computed in; `emulator` rounds to half after every operator.",
         "- *drop* is the accuracy lost, in points, with both one-sided 99 % bounds of the pairs where a gate judges it;",
         "  *agreement* is the share of equal answers.",
-        "- *SQNR* and *worst cosine* are taken from 16 golden inputs, which are rendered images.",
+        "- *SQNR* and *worst cosine* are taken from 16 golden inputs, images of the kind that the network was trained on.",
         "- *int8* is the share of the multiply-adds that ran in 8 bits.",
         "- *ms* is the median of one inference, and how many times faster than PyTorch, paired.",
         f"- *bounds* are those of `benchmarks/{Path(__file__).name}`: {missed} of {len(rows)} rows miss one.",

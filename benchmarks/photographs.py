@@ -49,6 +49,7 @@ def measure(model: str, photographs: Photographs, state: Path) -> list[Row]:
         data=str(photographs.folder / "test"),
         calib=str(photographs.folder / "train"),
         calib_size=CALIBRATION,
+        golden=str(photographs.folder / "train"),
         bench=False,
         replace=True,
         source=source_of(model, photographs, state),

@@ -91,6 +91,12 @@ def export(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the model's own images to judge on.")
     ] = 2000,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Images for golden inputs: 16 are taken and kept in the bundle, else rendered."
+        ),
+    ] = None,
     calib: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Images to measure activations on, for int8: a folder, a .npy or .npz."),
@@ -157,6 +163,7 @@ def export(
         sm=_capabilities(sm),
         data=str(data) if data else None,
         eval_size=eval_size,
+        golden=str(golden) if golden else None,
         calib=str(calib) if calib else None,
         calib_size=calib_size,
         calib_seed=calib_seed,

@@ -10,8 +10,10 @@ import numpy as np
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors, save_tensors
-from deploykit.data.imageset import ImageSet, open_imageset, prepare_crops, rendered_images
+from deploykit.calibration.images import CalibrationInputs, open_calibration
+from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
+from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
 from deploykit.export.stage import TENSORS, Facts, Inputs, Stage, Workspace
 from deploykit.models import sources
@@ -22,6 +24,8 @@ from deploykit.runtime.judge import logits_of, run_rows
 
 #: Golden inputs that an original is asked at once: a network of PyTorch's holds every layer's output while it runs.
 ROWS_AT_A_TIME = 2
+#: What the choice of a user's golden images is drawn from: another seed than that of calibration images.
+GOLDEN_SEED = 1
 CROPS, LABELS, ANSWERS = "crops.npy", "labels.npy", "answers.npz"
 
 
@@ -47,11 +51,7 @@ class ImagesOptions:
 
 
 def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspace) -> Facts:
-    images: ImageSet
-    if options.labels:
-        images = open_imageset(options.images, options.labels, options.count)
-    else:
-        images = rendered_images(options.images, options.count, options.size)
+    images = _open(options)
     channels, height, width = options.preprocess.input_size
     crops = np.lib.format.open_memmap(
         str(workspace.folder / CROPS), mode="w+", dtype=np.uint8, shape=(len(images), height, width, channels)
@@ -61,6 +61,32 @@ def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspac
     crops.flush()
     np.save(workspace.folder / LABELS, np.asarray(images.labels, np.int64))
     return {"images": len(images), "set": options.images}
+
+
+def _open(options: ImagesOptions) -> ImageSet:
+    if options.labels:
+        return open_imageset(options.images, options.labels, options.count)
+    if options.images.startswith(f"{RENDERED}:"):
+        return rendered_images(options.images, options.count, options.size)
+    found = unlabelled(options.images, options.count or 1, options.preprocess)
+    if found.digest != options.digest:
+        raise BadInputError(f"{options.images} has changed since this began: start again when it is complete")
+    return found
+
+
+def unlabelled(name: str, count: int, recipe: Preprocess) -> ImageSet:
+    """Choose images that need no labels from a folder or an array (uint8 [N, height, width, 3], .npy or .npz).
+
+    Raises:
+        UsageError: No such set, too few images in it, or inputs that were prepared already.
+        BadInputError: It holds no images, is damaged, or can't be read.
+    """
+    found = open_calibration(name, count, GOLDEN_SEED, recipe)
+    if isinstance(found, CalibrationInputs):
+        raise UsageError(f"{name} holds prepared inputs; golden inputs are made of images")
+    if len(found) < count:
+        raise UsageError(f"{name} holds {len(found)} images; golden inputs are made of {count}")
+    return found
 
 
 def reserve(path: Path) -> None:

@@ -22,6 +22,7 @@ from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.plan import Cell
 from deploykit.export.ranges import TableOptions
+from deploykit.export.reference import unlabelled
 from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
 from deploykit.models import sources
@@ -90,7 +91,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         cells=_cells(options),
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
-        golden=_golden(original),
+        golden=_golden(original, options),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
         table=_table(options),
@@ -229,9 +230,19 @@ def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequ
     return plan.ImagesRequest(name, images.digest, count)
 
 
-def _golden(original: Original) -> plan.ImagesRequest | None:
+def _golden(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
+    """Return the images that golden inputs are made of; None where the original takes none.
+
+    Raises:
+        UsageError: Images are given that can't be taken.
+    """
     if original.preprocess is None:
+        if options.golden:
+            raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
         return None
+    if options.golden:
+        chosen = unlabelled(options.golden, GOLDEN_COUNT, original.preprocess)
+        return plan.ImagesRequest(options.golden, chosen.digest, GOLDEN_COUNT, labelled=False)
     size = golden_size(original.preprocess)
     images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size)
     return plan.ImagesRequest(GOLDEN_IMAGES, images.digest, GOLDEN_COUNT, size, labelled=False)

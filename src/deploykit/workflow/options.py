@@ -36,6 +36,8 @@ class ExportOptions:
         sm: Compute capabilities of the GPUs to build for, as 86 for 8.6; empty for all that the precision runs on.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
+        golden: Images that golden inputs are made of, a folder, a .npy or .npz: 16 are taken, and kept in the bundle. None
+            renders some.
         calib: Images that activations are measured on, for int8: a folder, a .npy or .npz; None takes the model's own set.
         calib_size: How many of them are taken.
         calib_seed: What the choice is drawn from.
@@ -60,6 +62,7 @@ class ExportOptions:
     sm: tuple[int, ...] = ()
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
+    golden: str | None = None
     calib: str | None = None
     calib_size: int = CALIB_SIZE
     calib_seed: int = 0
