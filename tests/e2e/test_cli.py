@@ -94,6 +94,8 @@ def test_the_closing_line_counts_what_was_not_run(tmp_path: Path) -> None:
 
 def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
     doctor = json.loads(run("doctor", "--json").out)
+    assert doctor["devices"]["torch cuda:0"] is None or "cuda" in doctor["devices"]["torch cuda:0"]
+    assert len(doctor["gpus"]) >= 1
     everywhere = {name: lacks for name, lacks in doctor["backends"].items() if not name.startswith("tensorrt")}
     assert everywhere == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
     assert set(doctor["backends"]) - set(everywhere) == {"tensorrt", "tensorrt_rtx"}

@@ -37,6 +37,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     for title, ready in (("export to", found["targets"]), ("run with", found["backends"])):
         words = [f"{name} ✔" if reason is None else f"{name} – {reason}" for name, reason in ready.items()]
         console.print(f"{title:<10} {' · '.join(words)}", markup=False)
+    also = [name for name, reason in found["devices"].items() if reason is None]
+    console.print(f"also on    {' · '.join(also) or 'no other device'}", markup=False)
+    console.print(f"GPUs       {' · '.join(found['gpus'])}", markup=False)
     console.print(f"cache      {found['cache']}", markup=False)
     for note in found["notes"]:
         console.print(f"note       {note}", markup=False)
@@ -67,6 +70,8 @@ def _findings() -> dict[str, Any]:
         "components": components,
         "targets": _targets(),
         "backends": backends,
+        "devices": _devices(),
+        "gpus": _gpus(),
         "cache": _cache(),
         "notes": _notes(),
     }
@@ -77,6 +82,30 @@ def _lacking(backend: Backend) -> str | None:
     if backend.component.version() is None:
         return f"needs {backend.component.title}"
     return backend.unavailable(backend.default_run()) or None
+
+
+def _devices() -> dict[str, str | None]:
+    """Return each further device that an installed backend may run on, and what it lacks."""
+    from deploykit.runtime.backends.base import backend_names, get_backend
+
+    backends = [backend for backend in map(get_backend, backend_names()) if backend.component.version()]
+    return {
+        f"{backend.name} {device}": backend.unavailable(backend.default_run().on(device)) or None
+        for backend in backends
+        for device in backend.devices[1:]
+    }
+
+
+def _gpus() -> list[str]:
+    """Return NVIDIA's GPUs, or why there are none."""
+    from deploykit.errors import MissingComponentError
+    from deploykit.runtime.backends import cuda
+
+    try:
+        driver = cuda.driver()
+    except MissingComponentError as error:
+        return [error.message]
+    return [f"{gpu.name} SM {gpu.capability}, {gpu.memory / 1e9:.0f} GB" for gpu in driver.gpus]
 
 
 def _targets() -> dict[str, str | None]:
