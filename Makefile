@@ -27,7 +27,7 @@ docs: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,openvino,trt-rtx,hf,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,openvino,trt-rtx,diffusion,dev]'
 	touch $@
 
 clean:
