@@ -4,7 +4,8 @@
 
 FOLDER holds `train.tar.gz` and `test.tar.gz`, each with a folder per class: CIFAR-10 as JPEG files, say. They are unpacked to
 `--state`, where each network's weights and log, `<id>-<recipe>.safetensors` and `.md`, are written. What is there already is
-not done again, so that a run which was stopped goes on with the network that it was at.
+not done again, so that a run which was stopped goes on with the network that it was at. Needs Python 3.11.4 or newer, whose
+tarfile refuses what leads outside.
 """
 
 from __future__ import annotations

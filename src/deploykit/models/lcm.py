@@ -49,6 +49,7 @@ FAMILY = Family(
         "int8-weights": Budget(sqnr_db=32.0, cosine=0.9995, latent_psnr_db=30.0),
         "bf16": Budget(sqnr_db=22.0, cosine=0.995, latent_psnr_db=20.0),
         "int8": Budget(sqnr_db=22.0, cosine=0.995, latent_psnr_db=20.0, int8_share=0.8),
+        "fp8": Budget(sqnr_db=22.0, cosine=0.995, latent_psnr_db=20.0, int8_share=0.8),
     },
     islands=("time-embedding", "decomposed-norms", "group-norm-before-21"),
 )

@@ -22,7 +22,8 @@ def planned(*cells: str) -> Plan:
 def test_a_precision_that_a_target_refuses_is_told_with_the_one_that_takes_it() -> None:
     with pytest.raises(UnsupportedError, match="no bf16 for ONNX Runtime: its processor kernels") as caught:
         planned("fp32:ort", "bf16:ort")
-    assert [hint.action for hint in caught.value.hints] == ["--cell bf16:openvino"]
+    others = ["openvino", "trt", "trt-graph", "trt-rtx"]
+    assert [hint.action for hint in caught.value.hints] == [f"--cell bf16:{name}" for name in others]
 
 
 def test_an_unknown_precision_is_told_with_those_there_are() -> None:
@@ -31,7 +32,7 @@ def test_an_unknown_precision_is_told_with_those_there_are() -> None:
 
 
 def test_all_precisions_go_into_one_plan_and_share_what_they_can() -> None:
-    assert set(ALL) == set(plan.PRECISIONS)
+    assert {*ALL, "fp8"} == set(plan.PRECISIONS), "fp8 is TensorRT's alone"
     made = planned(*(f"{precision}:openvino" for precision in ALL))
     stages = [node.stage.name for node in made.nodes]
     assert (stages.count("trace"), stages.count("ranges"), stages.count("store")) == (

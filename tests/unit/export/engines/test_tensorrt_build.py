@@ -124,6 +124,7 @@ INTERRUPTED = """
 import signal, sys
 from pathlib import Path
 from tests.unit.export.engines.test_tensorrt_build import FOR_89, RTX, build
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore interrupts
 before = signal.getsignal(signal.SIGINT)
 for step in (1, 3, 5, 9, 13):
     def interrupt(done, _known):
@@ -151,6 +152,8 @@ import signal, sys
 from pathlib import Path
 from deploykit.export.engines.tensorrt_build import refusals
 from tests.unit.export.engines.test_tensorrt_build import FOR_89, RTX, build, library
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore interrupts
 
 class Loud(list):
     def append(self, message):

@@ -97,6 +97,7 @@ def test_a_device_that_is_not_here_is_lacking() -> None:
 
 SIGNALLED = """
 import gc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore interrupts
 from deploykit.artifact import RunConfig
 from deploykit.runtime.backends.base import get_backend
 backend, config = get_backend("openvino"), RunConfig("openvino", precision="f32")
