@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -166,7 +166,8 @@ def _gate(gate: GateResult) -> str:
 def rows_of(network: str, manifest: Manifest) -> Iterator[Row]:
     """Give a row per judgement of a bundle."""
     precisions = {artifact.name: artifact.precision for artifact in manifest.artifacts}
-    timings = {(timing.candidate, timing.run.label): timing for timing in manifest.timings}
+    # What is timed runs with as many threads as the measurement chose; what is judged leaves that open.
+    timings = {(timing.candidate, replace(timing.run, threads=None).label): timing for timing in manifest.timings}
     for judgement in manifest.judgements:
         name, run = judgement.artifact, judgement.run
         yield Row(network, precisions[name], judgement, timings.get((name, run.label)))
