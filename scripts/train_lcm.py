@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from diffusers import LCMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scripts.training import Log
 from torch import nn
 
 from deploykit.data import rendered
@@ -95,19 +96,6 @@ class Recipe:
             "norm_num_groups": 8,
             "time_cond_proj_dim": 256,
         }
-
-
-@dataclass(kw_only=True)
-class Log:
-    """What the Markdown log tells: lines as they were printed, and the time that each part took, in seconds."""
-
-    lines: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def tell(self, line: str) -> None:
-        """Print a line and keep it."""
-        print(line, flush=True)
-        self.lines.append(line)
 
 
 def pictures(recipe: Recipe, state: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -135,7 +135,7 @@ def train_network(model: str, photographs: Photographs, state: Path, device: str
     test = read(photographs, "test", recipe.input_size)
     top1 = float(np.mean(predict(trained, test, recipe.input_size) == test.labels))
     log.tell(f"\nTop-1 on {len(test.labels)} test images {top1:.4f}; {minutes:.1f} minutes on {device}.")
-    weights.with_suffix(".md").write_text("\n".join([f"# {model}", "", *log.epochs, ""]), encoding="utf-8")
+    weights.with_suffix(".md").write_text("\n".join([f"# {model}", "", *log.lines, ""]), encoding="utf-8")
     written = weights.with_suffix(".partial")
     write_weights(trained, written)
     written.rename(weights)

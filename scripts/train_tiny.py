@@ -243,7 +243,7 @@ def write_log(job: Job, log: Log, parameters: int, truth: NDArray[np.int64], fou
         "",
         "## Training",
         "",
-        *log.epochs,
+        *log.lines,
         "",
         "## Most frequent confusions",
         "",

@@ -89,15 +89,15 @@ class Lesson:
 
 @dataclass(kw_only=True)
 class Log:
-    """What the Markdown log tells: one line per epoch, and the time each part took, in seconds."""
+    """What the Markdown log tells: lines as they were printed, and the time each part took, in seconds."""
 
-    epochs: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def tell(self, line: str) -> None:
-        """Print a line of the epoch table and keep it."""
+        """Print a line and keep it."""
         print(line, flush=True)
-        self.epochs.append(line)
+        self.lines.append(line)
 
 
 def resized(image: NDArray[np.uint8], short: int) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from deploykit import registry
@@ -74,10 +75,15 @@ def golden_of(item: Item, references: Mapping[str, Tensors]) -> Golden:
         item: What the node `GOLDEN` made.
         references: Outputs by who computed them.
     """
-    rollout, sizes = (item.root / name if item.has(name) else None for name in (FURTHER["rollout"], FURTHER["sizes"]))
+    further = {role: item.root / name for role, name in FURTHER.items() if item.has(name)}
+    return golden_at(item.path(TENSORS), further, references)
+
+
+def golden_at(inputs: Path, further: Mapping[str, Path], references: Mapping[str, Tensors]) -> Golden:
+    """Read golden inputs from a file, with the files that lie beside it, by their roles in `rollout.FURTHER`."""
     return Golden(
-        load_tensors(item.path(TENSORS)),
+        load_tensors(inputs),
         references,
-        () if sizes is None else load_sized(sizes),
-        None if rollout is None else Rollout.load(rollout),
+        load_sized(further["sizes"]) if "sizes" in further else (),
+        Rollout.load(further["rollout"]) if "rollout" in further else None,
     )

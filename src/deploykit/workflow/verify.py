@@ -21,7 +21,6 @@ from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Tensors, backend_for, get_backend
 from deploykit.runtime.drift import Answers
-from deploykit.runtime.rollout import Rollout, load_sized
 from deploykit.verdict import Judgement, Report
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
@@ -82,12 +81,7 @@ def _golden(bundle: Bundle, references: Mapping[str, Tensors]) -> judge.Golden:
     """Read a bundle's golden inputs, with all that the original is compared by."""
     record = bundle.manifest.golden
     further = {role: bundle.root / found.path for role, found in (record.further or {}).items()}
-    return judge.Golden(
-        load_tensors(bundle.root / record.inputs.path),
-        references,
-        load_sized(further["sizes"]) if "sizes" in further else (),
-        Rollout.load(further["rollout"]) if "rollout" in further else None,
-    )
+    return probe.golden_at(bundle.root / record.inputs.path, further, references)
 
 
 def _judgements(

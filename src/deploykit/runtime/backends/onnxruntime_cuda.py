@@ -43,6 +43,7 @@ class OnnxRuntimeCudaSession(GpuSession):
         self._session = session
         self._index = index
         self._binding: Any = None
+        self._shapes = ""
         self._values: list[Any] = []
         self._metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._options = onnxruntime.RunOptions()
