@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploykit.artifact import Axis
@@ -316,6 +316,8 @@ def _quantized(setting: Setting, cell: Cell, target: Target) -> Chain:
     if cell.precision in SMOOTHED and recipe.strengths and setting.request.calibration is not None:
         smoothed = _smoothed(setting, target, quantize.QuantizeOptions(recipe, placement))
         nodes, graph = [*nodes, *smoothed], smoothed[0].id
+    else:
+        placement = replace(placement, joint=False)
     options = quantize.QuantizeOptions(recipe, placement, setting.request.kept.get(cell, ()))
     seen = nodes[-1].id
     node = Node(quantize_id(cell), quantize.STAGE, options, {"graph": graph, "ranges": seen})

@@ -123,6 +123,7 @@ TARGET = Target(
             factors=SYMMETRIC,
             moves=MOVES,
             rewrites=("channel-norms",),
+            joint=True,
         )
     },
     # Of 2026.4.1 int8 networks are known that come out wrong where the batch is open. Those of this package came out right on

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 from deploykit.export.kernels import is_float
+from deploykit.export.quantize.attention import joints_of
 from deploykit.export.quantize.grid import INT8, Kind
+from deploykit.export.rewrites import layout
 from deploykit.export.rewrites.editing import constant, integer, only_user
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.models.precision import Int8Recipe
@@ -42,6 +44,8 @@ class Placement:
         depthwise: It has kernels in 8 bits for convolutions of one channel per group.
         keys: Grid of attention's keys. Rounded, they keep the layer that makes them from being joined to attention, which this
             runtime computes in half; None leaves them.
+        joint: Queries, keys and values that are cut from one layer's output are rounded together, by one grid, before that. It
+            takes a graph in which they are balanced; see `deploykit.export.quantize.attention`.
     """
 
     activations: Kind
@@ -55,6 +59,7 @@ class Placement:
     weights: Kind = INT8
     depthwise: bool = True
     keys: Kind | None = None
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,23 +120,22 @@ class Question:
 def choose(graph: ir.Graph, question: Question) -> Chosen:
     """Decide for every layer of a graph whether it is rounded, and which tensors are."""
     placement = question.placement
-    layers, data, products, left = [], [], [], []
+    layers, data, left = [], [], []
     kinds, edges, outputs = dict[str, Kind](), dict[str, list[tuple["ir.Node", int]]](), list[str]()
-    for node in graph:
-        if node.op_type not in LAYERS or node.domain not in {"", "ai.onnx"}:
-            continue
+    reasons = {node: _reason(node, linear_of(node), question) for node in graph if _multiplies(node)}
+    products = [node for node, reason in reasons.items() if not reason and linear_of(node) is None]
+    joints = {joint.layer.output for joint in joints_of(products)} if placement.joint else set()
+    for node, reason in reasons.items():
         name, linear = str(node.outputs[0].name), linear_of(node)
-        reason = _reason(node, linear, question)
         if reason:
             left.append(Left(name, question.modules.get(name, ""), reason))
             continue
         for index, kind in enumerate((placement.activations,) if linear else (placement.factors,) * 2):
             assert kind is not None, "else there is a reason"  # noqa: S101
-            use = _first_use(node, index, placement.moves)
-            edges.setdefault(tensor_of(use), []).append(use)
-            kinds.setdefault(tensor_of(use), kind)
+            for use in _joint_uses(node, index, joints) or (_first_use(node, index, placement.moves),):
+                edges.setdefault(tensor_of(use), []).append(use)
+                kinds.setdefault(tensor_of(use), kind)
         if linear is None:
-            products.append(node)
             continue
         layers.append(linear)
         data.append(tensor_of(_first_use(node, 0, placement.moves)))
@@ -144,8 +148,19 @@ def choose(graph: ir.Graph, question: Question) -> Chosen:
     for use, kind in further:
         edges.setdefault(tensor_of(use), []).append(use)
         kinds.setdefault(tensor_of(use), kind)
-    uses = {name: tuple(found) for name, found in edges.items()}
+    uses = {name: tuple(dict.fromkeys(found)) for name, found in edges.items()}
     return Chosen(tuple(layers), tuple(data), tuple(products), kinds, uses, tuple(outputs), tuple(left))
+
+
+def _multiplies(node: ir.Node) -> bool:
+    return node.op_type in LAYERS and node.domain in {"", "ai.onnx"}
+
+
+def _joint_uses(node: ir.Node, index: int, joints: Collection[ir.Value]) -> tuple[tuple[ir.Node, int], ...]:
+    """Return all uses of the tensor among `joints` that a node's input is cut from; none where it is from no such."""
+    value = node.inputs[index]
+    start = value if value is None else layout.origin(value)
+    return tuple((use.node, use.idx) for use in start.uses()) if start is not None and start in joints else ()
 
 
 def _first_use(node: ir.Node, index: int, moves: tuple[str, ...]) -> tuple[ir.Node, int]:

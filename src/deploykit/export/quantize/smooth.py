@@ -4,6 +4,8 @@ SmoothQuant (Xiao et al. 2023, arXiv:2211.10438): x W = (x / s) (s W), s_j = max
 into the norm's scale and bias. Exact in float; in 8 bits outlying channels no longer decide the grid of all others. How much
 helps differs from network to network, and it may harm: so each strength a is tried, none among them, and the least error at
 the outputs decides.
+
+Where queries, keys and values are to be rounded by one grid, they are balanced first, whatever the strength.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.export import calibrate, onnx_files, provenance
+from deploykit.export.quantize.attention import REACH, Joint, balance, joints_of
 from deploykit.export.quantize.cost import RowsOptions, relative_errors, rows_of, run
-from deploykit.export.quantize.placement import name_of
+from deploykit.export.quantize.placement import Question, choose, name_of
 from deploykit.export.quantize.stage import QuantizeOptions, quantize
 from deploykit.export.ranges import measure
 from deploykit.export.rewrites.editing import Editor, Rewrite, floats, integer, sizes
@@ -30,9 +33,6 @@ from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-#: Factors stay within this of 1, so that no weight leaves float32's or float16's comfortable range.
-REACH: Final = 1e3
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,19 @@ def factors(norm: Norm, absmax: NDArray[np.float32], strength: float) -> NDArray
     return made
 
 
-def rewrite(table: RangeTable, strength: float) -> Rewrite:
-    """Return the exact rewrite that smooths every norm of the graph that a table belongs to."""
+def rewrite(table: RangeTable, strength: float, question: Question) -> Rewrite:
+    """Return the exact rewrite that balances attention and smooths every norm of the graph that a table belongs to.
+
+    Args:
+        table: Of the graph's ranges.
+        strength: 0 smooths nothing.
+        question: How it will be rounded.
+    """
 
     def smooth(editor: Editor) -> None:
-        for norm in list(norms_of(editor.graph)):
+        for joint in joints(editor.graph, question):
+            editor.places += balance(editor, joint, table)
+        for norm in list(norms_of(editor.graph)) if strength else ():
             absmax = [table.of(name_of(layer.node.inputs[0])).channel_absmax for layer in norm.layers]
             scale = factors(norm, np.max(absmax, axis=0), strength)
             for index in range(1, len(norm.node.inputs)):  # scale and bias
@@ -148,6 +156,11 @@ def rewrite(table: RangeTable, strength: float) -> Rewrite:
             editor.places += 1
 
     return Rewrite("smooth", "outlying channels of norms moved into the weights that follow", smooth)
+
+
+def joints(graph: ir.Graph, question: Question) -> tuple[Joint, ...]:
+    """Return the layers whose outputs are rounded as a whole though they are queries, keys and values."""
+    return tuple(joints_of(choose(graph, question).products)) if question.placement.joint else ()
 
 
 def _run(inputs: Inputs, options: SmoothOptions, workspace: Workspace) -> Facts:
@@ -166,9 +179,9 @@ def _run(inputs: Inputs, options: SmoothOptions, workspace: Workspace) -> Facts:
                 errors[strength] = trial.error(strength, Path(scratch))
             workspace.progress(number + 1, len(strengths))
     best = min(strengths, key=lambda strength: errors.get(strength, 0.0))
-    _write(graph, table, best, workspace.folder)
+    balanced = _write(graph, table, best, options.quantize, workspace.folder)
     told = {f"{strength:g}" if strength else "off": error for strength, error in errors.items()}
-    return {"norms": places, "strength": best, "errors": told}
+    return {"norms": places, "strength": best, "errors": told, "balanced": balanced}
 
 
 class _Trial:
@@ -190,7 +203,7 @@ class _Trial:
         smoothed, rounded = folder / "smoothed", folder / "rounded"
         smoothed.mkdir()
         rounded.mkdir()
-        _write(self.graph, self.table, strength, smoothed)
+        _write(self.graph, self.table, strength, self.options.quantize, smoothed)
         path = smoothed / onnx_files.MODEL
         collected = measure(path, self._feeds(path), folder)
         seen = RangeTable("", "", len(self.feeds), {name: entry.range() for name, entry in collected.items()})
@@ -210,24 +223,32 @@ class _Trial:
             }
 
 
-def _write(graph: Item, table: RangeTable, strength: float, folder: Path) -> None:
-    """Write a graph smoothed by this strength; by none at all, the same bytes."""
+def _write(graph: Item, table: RangeTable, strength: float, options: QuantizeOptions, folder: Path) -> int:
+    """Write a graph balanced, and smoothed by this strength; where that changes nothing, the same bytes.
+
+    Returns:
+        How many layers are balanced.
+    """
     import onnx_ir as ir
 
-    if strength == 0.0:
+    model, modules = ir.load(graph.path(onnx_files.MODEL)), provenance.read(graph.path(onnx_files.MODULES))
+    question = Question(options.recipe, options.placement, modules, frozenset(options.kept))
+    balanced = len(joints(model.graph, question))
+    if strength == 0.0 and not balanced:
         for record in graph.files:
             shutil.copyfile(graph.root / record.path, folder / record.path)
-        return
-    model = ir.load(graph.path(onnx_files.MODEL))
-    done = rewrite(table, strength).apply(model)
+        return 0
+    done = rewrite(table, strength, question).apply(model)
     made = onnx_files.write(model, folder)
-    known = provenance.carry(provenance.read(graph.path(onnx_files.MODULES)), done.renames)
-    provenance.write(folder / onnx_files.MODULES, provenance.complete(made.graph, known))
+    provenance.write(
+        folder / onnx_files.MODULES, provenance.complete(made.graph, provenance.carry(modules, done.renames))
+    )
+    return balanced
 
 
 STAGE = Stage(
     name="smooth",
-    version=1,
+    version=2,
     takes={"graph": "graph", "ranges": "ranges", "golden": "tensors", "images": "images"},
     makes="graph",
     libraries=("onnx", "onnx_ir", "onnxruntime"),

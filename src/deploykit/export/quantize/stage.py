@@ -166,7 +166,7 @@ def _ensure(_inputs: Inputs, options: QuantizeOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="quantize",
-    version=2,
+    version=3,
     takes={"graph": "graph", "ranges": "ranges"},
     makes="graph",
     libraries=("onnx", "onnx_ir"),

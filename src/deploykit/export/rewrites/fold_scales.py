@@ -36,7 +36,7 @@ def _run(editor: Editor) -> None:
 
 def _fold(editor: Editor, linear: Linear, node: ir.Node, data: ir.Value, scale: ir.Value) -> None:
     """Fold `node`, which multiplies `data`, moved from the layer's output, by the constant `scale`."""
-    spread, values = _channels(linear), floats(scale)
+    spread, values = layout.follow_channels(linear), floats(scale)
     if spread is None or values is None or data not in spread.arrays or not covers(sizes(data) or (), values.shape):
         return
     met = spread.arrays[data]
@@ -50,14 +50,6 @@ def _fold(editor: Editor, linear: Linear, node: ir.Node, data: ir.Value, scale: 
         editor.changed(value)
     editor.take_over(node.outputs[0], data)
     editor.places += 1
-
-
-def _channels(linear: Linear) -> layout.Spread | None:
-    """Follow the numbers of a layer's channels to where they are used."""
-    shape = [1] * len(sizes(linear.output) or ())
-    shape[linear.axis] = -1
-    array = layout.lay(linear.output, np.arange(linear.channels, dtype=np.int32).reshape(shape))
-    return None if array is None else layout.follow(linear.output, array)
 
 
 REWRITE = Rewrite("fold-scales", "constant factors after a layer moved into its weights", _run)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.export.rewrites.editing import Array, integer, integers, made_by, sizes
+from deploykit.export.rewrites.linears import Linear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -87,6 +88,14 @@ def follow(start: ir.Value, array: Array) -> Spread:
                 arrays |= moved
                 queue += moved
     return Spread(arrays, tuple(leaves))
+
+
+def follow_channels(linear: Linear) -> Spread | None:
+    """Follow the numbers of a layer's channels, int32, to where they are used; None where its shape isn't known."""
+    shape = [1] * len(sizes(linear.output) or ())
+    shape[linear.axis] = -1
+    array = lay(linear.output, np.arange(linear.channels, dtype=np.int32).reshape(shape))
+    return None if array is None else follow(linear.output, array)
 
 
 def _standing(value: ir.Value) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from deploykit.artifact import Preprocess
 from deploykit.bundle import save_tensors
 from deploykit.export import onnx_files, provenance
 from deploykit.export.calibrate import INPUTS
-from deploykit.export.quantize import cost, smooth
+from deploykit.export.quantize import attention, cost, smooth
 from deploykit.export.ranges import FROM_IMAGES, RangesOptions
 from deploykit.export.stage import TENSORS, Item, Workspace
 from deploykit.runtime import drift
@@ -130,5 +130,5 @@ def test_factors_are_positive_and_stay_within_reach(absmax: list[float], strengt
     graph = ir.serde.deserialize_model(model(NODES, weights(max(outlier, 1e-3)), (1, TOKENS, CHANNELS))).graph
     (norm,) = smooth.norms_of(graph)
     made = smooth.factors(norm, np.asarray(absmax, np.float32), strength)
-    assert np.all((made >= 1 / smooth.REACH) & (made <= smooth.REACH))
+    assert np.all((made >= 1 / attention.REACH) & (made <= attention.REACH))
     assert np.all(made[np.asarray(absmax) == 0.0] == 1.0)

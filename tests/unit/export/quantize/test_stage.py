@@ -242,7 +242,8 @@ def test_a_product_named_by_the_caller_stays(tmp_path: Path) -> None:
 
 
 def test_attention_is_rounded_without_zero_points_before_it_is_moved(tmp_path: Path) -> None:
-    graph, made = quantized_attention(options("openvino"), tmp_path)
+    apart = replace(PLACEMENTS["openvino"], joint=False)
+    graph, made = quantized_attention(replace(options("openvino"), placement=apart), tmp_path)
     assert (made.facts["layers"], made.facts["products"], made.facts["left"]) == (2, 2, [])
     proto = onnx_files.load_whole(made.path(onnx_files.MODEL))
     rounded = {given.input[0]: given for given in proto.graph.node if given.op_type == "QuantizeLinear"}
