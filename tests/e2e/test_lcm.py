@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import deploykit
 from deploykit.bundle import load_tensors
 from deploykit.errors import BadInputError, UnsupportedError, UsageError
-from deploykit.models.source_lcm import SHIPPED
+from deploykit.models.source_lcm import SHIPPED, WEIGHTS
 from deploykit.runtime.backends.base import Tensors
 from deploykit.workflow.export import prepare
 from tests.e2e.support import run
@@ -175,3 +176,28 @@ def test_a_folder_is_exported_from_the_command_line(tmp_path: Path) -> None:
     done = run("export", f"lcm:{folder}", "--ort", "--out", str(tmp_path / "out"))
     assert done.code == 7
     assert "is no whole safetensors file" in done.err
+
+
+def test_an_ordinary_unet_with_a_lora_is_exported_without_a_guidance_embedding(tmp_path: Path) -> None:
+    folder = shutil.copytree(SHIPPED[TINY], tmp_path / "sd")
+    config, weights = folder / "unet/config.json", folder / "unet" / WEIGHTS[0]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": None}))
+    save_file({name: array for name, array in load_file(weights).items() if "cond_proj" not in name}, weights)
+    words = ("export", f"lcm:{folder}", "--ort", "--no-bench", "--json", "--out", str(tmp_path / "out"))
+    refused = run(*words)
+    assert refused.code == 2
+    assert "--lora lcm-lora.safetensors" in refused.err
+    rng, stem = np.random.default_rng(0), "lora_unet_mid_block_resnets_0_conv1"
+    halves = {"down": rng.standard_normal((4, 64, 3, 3)) / 8, "up": rng.standard_normal((64, 4, 1, 1)) / 8}
+    path = tmp_path / "lcm-lora.safetensors"
+    save_file({f"{stem}.lora_{name}.weight": array.astype(np.float32) for name, array in halves.items()}, path)
+    done = run(*words, "--lora", str(path))
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["verdict"] == "pass"
+    with deploykit.load(tmp_path / "out") as session:
+        assert [spec.name for spec in session.inputs] == ["sample", "timestep", "encoder_hidden_states"]
+    elsewhere = tmp_path / "other.safetensors"
+    save_file({f"{stem}.lora_{name}.weight": np.ones((8, 8, 1, 1), np.float32) for name in halves}, elsewhere)
+    done = run(*words, "--lora", str(elsewhere))
+    assert done.code == 7
+    assert "is for another base: mid_block_resnets_0_conv1 has weights [64, 64, 3, 3] here" in done.err

@@ -138,6 +138,7 @@ def export(
     std: source.Std = None,
     embedding: source.Embedding = False,
     family: source.Family = None,
+    lora: source.Lora = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what the libraries print.")] = False,
 ) -> None:
@@ -190,6 +191,7 @@ def export(
             std=std,
             embedding=embedding,
             family=family,
+            lora=lora,
         ),
     )
     command = " ".join(["deploykit", *sys.argv[1:]])

@@ -30,6 +30,7 @@ Device = Annotated[
 ]
 Family = Annotated[str | None, typer.Option(metavar="NAME", help="Whose recipes and budgets hold, else by name.")]
 Embedding = Annotated[bool, typer.Option("--embedding", help="Features instead of logits.")]
+Lora = Annotated[Path | None, typer.Option(metavar="FILE", help="LoRA to fuse into a diffusion model's UNet.")]
 
 
 def source_options(**typed: object) -> SourceOptions:
@@ -42,7 +43,7 @@ def source_options(**typed: object) -> SourceOptions:
 
     values: dict[str, Any] = dict(typed)
     values["model_args"] = _arguments(values.pop("model_arg") or ())
-    for name in ("weights", "labels"):
+    for name in ("weights", "labels", "lora"):
         values[name] = str(values[name]) if values[name] is not None else None
     for name in ("mean", "std"):
         values[name] = _numbers(name, values[name])

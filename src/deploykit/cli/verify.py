@@ -44,6 +44,7 @@ def verify(
     std: source.Std = None,
     embedding: source.Embedding = False,
     family: source.Family = None,
+    lora: source.Lora = None,
     allow_not_run: Annotated[bool, typer.Option("--allow-not-run", help="Exit 0 though some could not run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -75,6 +76,7 @@ def verify(
             std=std,
             embedding=embedding,
             family=family,
+            lora=lora,
         ),
     )
     with render.steps(quiet=as_json) as progress:

@@ -112,8 +112,9 @@ def _inputs(takes: Interface, sizes: Mapping[str, int], times: Sequence[int]) ->
         SAMPLE: np.stack([lcm.noise(row, shapes[SAMPLE][1:]) for row in rows]),
         TIMESTEP: np.asarray(times, np.int64),
         PROMPT: np.stack([lcm.prompt(row, length, width) for row in rows]),
-        GUIDANCE: lcm.guidance_embedding(scales, shapes[GUIDANCE][1]),
     }
+    if GUIDANCE in shapes:
+        made[GUIDANCE] = lcm.guidance_embedding(scales, shapes[GUIDANCE][1])
     return {each.name: made[each.name] for each in takes.inputs}
 
 

@@ -56,6 +56,7 @@ class SourceOptions:
         std: As in `Preprocess`.
         embedding: Features instead of logits.
         family: Name of a registered family; None goes by the model's name.
+        lora: LoRA to fuse into the weights, .safetensors.
     """
 
     weights: str | None = None
@@ -71,6 +72,7 @@ class SourceOptions:
     std: tuple[float, ...] | None = None
     embedding: bool = False
     family: str | None = field(default=None, metadata=serde.LATER)
+    lora: str | None = field(default=None, metadata=serde.LATER)
 
     @property
     def given(self) -> dict[str, object]:

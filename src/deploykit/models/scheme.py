@@ -21,9 +21,11 @@ class Scheme(ABC):
         name: What stands before the colon of a source text.
         decided_by: Libraries whose versions decide, with name, options and weights, what a source text resolves to; None
             where more than that does, such as code or a folder's other files.
+        adapts: It can fuse a LoRA into what it opens.
     """
 
     name: ClassVar[str]
+    adapts: ClassVar[bool] = False
     decided_by: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod

@@ -2,11 +2,13 @@
 
 A folder is what diffusers' `save_pretrained` writes, a whole pipeline or its UNet alone; of a repository on the hub nothing
 but the UNet's two files is fetched. Weights are read from safetensors only, and code that a model brings along is never run.
+A UNet without a guidance embedding is an ordinary one, until an LCM-LoRA is fused into it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit import optional, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, UsageError
-from deploykit.models import random_weights
+from deploykit.models import lora, random_weights
 from deploykit.models.checkpoint import load_into, read_checkpoint
 from deploykit.models.hf_place import CONFIG, Place, read_object
 from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
-from deploykit.models.source_timm import FOREIGN, check_weights, first_line
+from deploykit.models.source_timm import FOREIGN, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,7 @@ class LcmScheme(Scheme):
     """Folders of diffusers, repositories of the hub that hold the same files, and architectures by name."""
 
     name = NAME
+    adapts = True
 
     def names(self, pattern: str) -> tuple[str, ...]:
         """Return the names that match a shell pattern, of what ships with the package."""
@@ -72,26 +75,29 @@ class LcmScheme(Scheme):
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a UNet's files say of it; the network is built without memory to count its values."""
         versions = optional.require("torch", "diffusers", "safetensors")
-        refused = sorted(options.given.keys() - {"random_weights"})
+        refused = sorted(options.given.keys() - {"random_weights", "lora"})
         if refused:
             raise UsageError(f"{NAME}:{name} takes no {', '.join(refused)}")
-        config = _config(name)
+        config = _config(name, options)
         interface = _interface(config, _length(name))
-        weights = ("", serde.digest(["random", random_weights.SEED])) if options.random_weights else _weights(name)
+        file = None if options.random_weights else _weights(name)
         import torch
 
         with torch.device("meta"):
             module = _build(config, name)
+        if options.lora is not None:
+            lora.check(module, Path(options.lora))
+            options = replace(options, lora=str(Path(options.lora).resolve()))
         return Original(
             id=_id(name),
             scheme=self.name,
             name=name if name in SHIPPED or name in ARCHITECTURES else Place.of(name, NAME).name,
             options=options,
-            weights_file=weights[0],
+            weights_file=str(file or ""),
             family=NAME,
             task="noise",
             parameters=sum(parameter.numel() for parameter in module.parameters()),
-            weights_sha256=weights[1],
+            weights_sha256=_digest(file, options),
             spec_sha256=serde.digest([_settings(config), versions]),
             preprocess=None,
             labels=(),
@@ -101,36 +107,60 @@ class LcmScheme(Scheme):
         )
 
     def check(self, original: Original) -> None:
-        """Compare the file of the weights with what was resolved."""
-        if not original.options.random_weights:
-            check_weights(original)
+        """Compare the files of the weights with what was resolved."""
+        file = Path(original.weights_file) if original.weights_file else None
+        files = [path for path in (file, original.options.lora) if path is not None]
+        missing = [str(path) for path in files if not Path(path).is_file()]
+        if missing or _digest(file, original.options) != original.weights_sha256:
+            told = " and ".join(missing) or " or ".join(map(str, files))
+            raise BadInputError(f"{told} is missing or has changed since it was resolved")
 
     def open(self, original: Original) -> nn.Module:
         """Build the network and load its weights: the tensors of the file become the network's own, no second copy."""
         optional.require("torch", "diffusers", "safetensors")
         import torch
 
-        config = _config(original.name)
+        config = _config(original.name, original.options)
+        self.check(original)
         if original.options.random_weights:
             with random_weights.seeded():
                 unet = _build(config, original.name)
             random_weights.settle(unet, torch.empty(0))
         else:
-            self.check(original)
             with torch.device("meta"):
                 unet = _build(config, original.name)
             path = Path(original.weights_file)
             state = {key: value.float() for key, value in read_checkpoint(path).items()}
             load_into(unet, state, path, hint=FIT, assign=True)
-        return denoiser(unet)
+        if original.options.lora is not None:
+            lora.fuse(unet, Path(original.options.lora))
+        return denoiser(unet, guided=bool(config.get("time_cond_proj_dim")))
 
 
-def denoiser(unet: nn.Module) -> nn.Module:
-    """Wrap a UNet so that it takes its inputs by position, in the order of the interface, and returns one tensor."""
+def denoiser(unet: nn.Module, *, guided: bool) -> nn.Module:
+    """Wrap a UNet so that it takes its inputs by position, in the order of the interface, and returns one tensor.
+
+    Args:
+        unet: diffusers' own.
+        guided: It takes a guidance embedding too.
+    """
     from torch import nn
 
     class Denoiser(nn.Module):
-        """float32 [N, C, H, W], int64 [N], float32 [N, L, D] and [N, E] to the predicted noise, float32 [N, C, H, W]."""
+        """float32 [N, C, H, W], int64 [N] and float32 [N, L, D] to the predicted noise, float32 [N, C, H, W]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(
+            self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        ) -> torch.Tensor:
+            answer: tuple[torch.Tensor, ...] = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)
+            return answer[0]
+
+    class GuidedDenoiser(nn.Module):
+        """The same with a guidance embedding as well, float32 [N, E]."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -148,7 +178,7 @@ def denoiser(unet: nn.Module) -> nn.Module:
             )
             return answer[0]
 
-    return Denoiser().eval()
+    return (GuidedDenoiser if guided else Denoiser)().eval()
 
 
 def _id(name: str) -> str:
@@ -159,8 +189,14 @@ def _place(name: str) -> Place:
     return Place.of(str(SHIPPED.get(name, name)), NAME)
 
 
-def _config(name: str) -> Mapping[str, Any]:
-    """Read a UNet's configuration and check that it is one of an LCM.
+def _digest(file: Path | None, options: SourceOptions) -> str:
+    """Hash what decides the weights: a file or a seed, and a LoRA."""
+    base = serde.digest(["random", random_weights.SEED]) if file is None else sha256_of(file)
+    return base if options.lora is None else serde.digest([base, "lora", sha256_of(Path(options.lora))])
+
+
+def _config(name: str, options: SourceOptions) -> Mapping[str, Any]:
+    """Read a UNet's configuration and check that it is one of an LCM, or becomes one by a LoRA.
 
     Raises:
         UsageError: It is something else; the message says what.
@@ -180,12 +216,12 @@ def _config(name: str) -> Mapping[str, Any]:
             Hint(f"{NAME}:FOLDER", "opens a folder as diffusers' save_pretrained writes it"),
         )
     config = read_object(path)
-    _check_kind(place.text, config)
+    _check_kind(place.text, config, adapted=options.lora is not None)
     return config
 
 
-def _check_kind(text: str, config: Mapping[str, Any]) -> None:
-    """Refuse what is no UNet of an LCM.
+def _check_kind(text: str, config: Mapping[str, Any], *, adapted: bool) -> None:
+    """Refuse what is no UNet of an LCM; an `adapted` one needs no guidance embedding.
 
     Raises:
         UsageError: It isn't; the message says what it is.
@@ -201,9 +237,10 @@ def _check_kind(text: str, config: Mapping[str, Any]) -> None:
     further = [f"{key} {config[key]!r} takes {name}" for key, name in FURTHER.items() if config.get(key) is not None]
     if further:
         raise UsageError(f"{text} takes more than an LCM's inputs, which isn't supported: {', '.join(further)}")
-    if not config.get("time_cond_proj_dim"):
+    if not (config.get("time_cond_proj_dim") or adapted):
         raise UsageError(
-            f"{text} is an ordinary diffusion UNet, no LCM: it takes no guidance embedding (time_cond_proj_dim is not set)"
+            f"{text} is an ordinary diffusion UNet, no LCM: it takes no guidance embedding (time_cond_proj_dim is not set)",
+            Hint("--lora lcm-lora.safetensors", "makes one of it"),
         )
     if config.get("in_channels") != config.get("out_channels"):
         raise UsageError(
@@ -212,8 +249,8 @@ def _check_kind(text: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _weights(name: str) -> tuple[str, str]:
-    """Find the file of the weights, look into it, and hash it.
+def _weights(name: str) -> Path:
+    """Find the file of the weights and look into it.
 
     Raises:
         UsageError: An architecture has none, or they are spread over several files.
@@ -225,7 +262,7 @@ def _weights(name: str) -> tuple[str, str]:
     path = place.find(*_either(*WEIGHTS))
     if path is not None:
         _check_whole(path)
-        return str(path), sha256_of(path)
+        return path
     index = place.find(*_either(*(f"{file}.index.json" for file in WEIGHTS)))
     if index is not None:
         raise UsageError(
@@ -307,17 +344,17 @@ def _interface(config: Mapping[str, Any], length: int) -> Interface:
     side = config.get("sample_size")
     sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
     height, width = (_number("sample_size", each) for each in sides)
-    channels, states, guidance = (
-        _number(key, config.get(key)) for key in ("in_channels", "cross_attention_dim", "time_cond_proj_dim")
-    )
+    channels, states = (_number(key, config.get(key)) for key in ("in_channels", "cross_attention_dim"))
     latents = (BATCH, channels, "height", "width")
-    inputs = (
+    inputs = [
         Input("sample", "float32", latents),
         Input("timestep", "int64", (BATCH,)),
         Input("encoder_hidden_states", "float32", (BATCH, "sequence", states)),
-        Input("timestep_cond", "float32", (BATCH, guidance)),
-    )
-    return Interface(inputs, "out_sample", latents, {"height": height, "width": width, "sequence": length}, NAME)
+    ]
+    guidance = config.get("time_cond_proj_dim")
+    if guidance:
+        inputs.append(Input("timestep_cond", "float32", (BATCH, _number("time_cond_proj_dim", guidance))))
+    return Interface(tuple(inputs), "out_sample", latents, {"height": height, "width": width, "sequence": length}, NAME)
 
 
 def _number(key: str, value: object) -> int:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from deploykit import serde
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme, get_scheme, scheme_names
 from deploykit.runtime.backends.base import Session, get_backend
@@ -31,7 +31,12 @@ def resolve(source: str, options: SourceOptions | None = None) -> Original:
         MissingComponentError: A library that it needs is not installed.
     """
     scheme, name = scheme_of(source)
-    return scheme.resolve(name, options or SourceOptions())
+    options = options or SourceOptions()
+    if options.lora is not None and not scheme.adapts:
+        raise UsageError(
+            f"--lora {options.lora}: {source} takes none; UNets of diffusion models do", Hint("lcm:FOLDER")
+        )
+    return scheme.resolve(name, options)
 
 
 def scheme_of(source: str) -> tuple[Scheme, str]:
