@@ -30,6 +30,7 @@ NOTHING: dict[str, Any] = {
     "std": None,
     "embedding": False,
     "family": None,
+    "lora": None,
 }
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,12}", fullmatch=True)
 
@@ -151,6 +152,7 @@ def test_everything_typed_arrives() -> None:
         std="0.25, 0.25,0.25",
         embedding=True,
         family="convnext",
+        lora=Path("lora.safetensors"),
     )
     assert options == SourceOptions(
         weights=str(Path("a/b.pth")),
@@ -166,6 +168,7 @@ def test_everything_typed_arrives() -> None:
         std=(0.25, 0.25, 0.25),
         embedding=True,
         family="convnext",
+        lora="lora.safetensors",
     )
     assert set(options.given) == set(vars(options))
 
