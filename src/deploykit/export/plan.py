@@ -226,12 +226,13 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         {axis: family.axes[axis].tried for axis in request.dynamic},
         None if request.golden is None else _images_options(request.golden, original),
     )
+    asking = probe.get_probe(original.takes.probe)
     nodes = [
-        *probe.get_probe(original.takes.probe).nodes(original, asked),
+        *asking.nodes(original, asked),
         *graphs,
         Node(
             GOLDEN_OUTPUTS,
-            reference.outputs_stage(original),
+            asking.outputs(original),
             reference.NoOptions(),
             {"original": ORIGINAL, "golden": GOLDEN},
         ),

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from deploykit import registry
 from deploykit.bundle import load_tensors
-from deploykit.export.reference import ImagesOptions
-from deploykit.export.stage import TENSORS, Item, Node
+from deploykit.export.reference import ImagesOptions, NoOptions, outputs_stage
+from deploykit.export.stage import TENSORS, Item, Node, Stage
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import Tensors
 from deploykit.runtime.judge import Golden
@@ -48,6 +48,10 @@ class Probe(ABC):
 
         Beside the tensors it may leave files of `deploykit.runtime.rollout.FURTHER`.
         """
+
+    def outputs(self, original: Original) -> Stage[NoOptions]:
+        """Return the stage that gives the original's outputs of the golden inputs: it is asked, unless it was already."""
+        return outputs_stage(original)
 
     @abstractmethod
     def golden(self, original: Original, asked: Asked) -> Golden:
