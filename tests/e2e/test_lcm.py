@@ -47,12 +47,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Exported:
 @pytest.mark.parametrize(
     ("changes", "error", "told"),
     [
-        ({"cells": ("int8:openvino",)}, UnsupportedError, "activations are measured on images, and it takes none"),
+        (
+            {"cells": ("int8:openvino",), "dynamic": ("height",)},
+            UnsupportedError,
+            "OpenVINO computes int8 wrongly where an axis is open",
+        ),
         ({"data": "photos"}, UsageError, "--data judges class answers; tiny-lcm-unet answers with out_sample"),
         (
             {"cells": ("fp16:ort",), "calib": "photos"},
             UsageError,
-            "tiny-lcm-unet takes no images, it takes sample, timestep",
+            "--calib photos: tiny-lcm-unet takes no images; prompts are for 8 bits",
         ),
         (
             {"dynamic": ("depth",)},
@@ -84,7 +88,6 @@ def test_every_run_passes_alone_and_along_its_own_way(made: deploykit.Exported) 
             "sequence=11",
             "batch=1",
             "batch=3",
-            "batch=8",
         }
         assert tried <= gates
         assert judgement.ran is not None
@@ -201,3 +204,33 @@ def test_an_ordinary_unet_with_a_lora_is_exported_without_a_guidance_embedding(t
     done = run(*words, "--lora", str(elsewhere))
     assert done.code == 7
     assert "is for another base: mid_block_resnets_0_conv1 has weights [64, 64, 3, 3] here" in done.err
+
+
+def test_layers_in_8_bits_are_calibrated_along_trajectories(tmp_path: Path) -> None:
+    options = deploykit.ExportOptions(cells=("int8:ort", "int8:openvino"), out=str(tmp_path / "int8"), bench=False)
+    made = deploykit.export_model(TINY, options)
+    assert [judgement.verdict for judgement in made.report.judgements] == [deploykit.Verdict.PASS] * 3
+    for judgement in made.report.judgements:
+        assert judgement.metrics["sqnr_db"] >= 22.0
+        assert judgement.metrics["latent_psnr_db"] >= 22.0
+        assert judgement.metrics["int8_share"] >= 0.8
+    stages = {record.stage: record.facts for record in made.bundle.manifest.stages}
+    assert stages["calibration-trajectories"] == {"inputs": 32, "trajectories": 8, "prompts": "seeded"}
+    kept = {left["module"].removeprefix("unet.") for left in stages["quantize"]["left"]}
+    assert {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.cond_proj"} <= kept
+
+
+def test_a_models_own_prompts_are_asked_for_and_used(tmp_path: Path) -> None:
+    folder, prompts = shutil.copytree(SHIPPED[TINY], tmp_path / "my-lcm"), tmp_path / "prompts.npy"
+    words = ("export", f"lcm:{folder}", "--int8", "--ort", "--no-bench", "--json", "--out", str(tmp_path / "out"))
+    refused = run(*words)
+    assert refused.code == 2
+    assert "8 bits of my-lcm need prompts" in refused.err
+    assert "--calib PROMPTS.npy" in refused.err
+    np.save(prompts, np.random.default_rng(0).standard_normal((3, 4, 32)).astype(np.float32))
+    few = run(*words, "--calib", str(prompts))
+    assert few.code == 2
+    assert "holds 3 prompts; activations are measured on at least 8" in few.err
+    done = run(*words, "--calib", str(prompts), "--calib-few")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["verdict"] == "pass"

@@ -23,7 +23,7 @@ from deploykit.runtime.backends.base import get_backend
 ORIGINAL, GOLDEN_IMAGES, GOLDEN = probe.ORIGINAL, probe.GOLDEN_IMAGES, probe.GOLDEN
 GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-outputs", "hub-outputs"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
-CALIBRATION, RANGES = "calibration-images", "ranges"
+CALIBRATION, RANGES = probe.CALIBRATION, "ranges"
 
 
 @dataclass(frozen=True, order=True)
@@ -71,6 +71,7 @@ class Request:
         golden: The images that golden inputs are taken from; None where the original takes none.
         evaluation: Labelled images for the task gates; None leaves them out.
         calibration: Images that activations are measured on; None where no cell needs any.
+        prompts: What activations are measured on where the original takes no images; None where no cell needs any.
         table: Ranges that were measured before, instead of images; None measures them.
         profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
         capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
@@ -83,6 +84,7 @@ class Request:
     golden: ImagesRequest | None
     evaluation: ImagesRequest | None
     calibration: CalibrationRequest | None = None
+    prompts: probe.Prompts | None = None
     table: ranges.TableOptions | None = None
     profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
@@ -107,11 +109,6 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     known = [axis for axis in family.axes if axis in original.takes.axes]
     if not request.cells:
         raise UsageError("nothing to export: name a precision and a target", Hint("--fp32 --ort"))
-    measured = [cell.precision for cell in request.cells if cell.precision in CALIBRATED]
-    if measured and original.preprocess is None:
-        raise UnsupportedError(
-            f"no {measured[0]} of {original.id}: activations are measured on images, and it takes none", Hint("--fp16")
-        )
     targets = {cell: _target(cell, request) for cell in request.cells}
     unknown = [axis for axis in request.dynamic if axis not in known]
     if unknown:
@@ -196,7 +193,7 @@ def _target(cell: Cell, request: Request) -> Target:
             f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
             Hint("--batch N", "instead of --dynamic"),
         )
-    if cell.precision in CALIBRATED and request.calibration is None and request.table is None:
+    if cell.precision in CALIBRATED and not (request.calibration or request.prompts or request.table):
         raise UsageError(
             f"{cell.precision} needs images to measure activations on, such as the model will see",
             Hint("--calib DIR", "a folder of about 300; they need no labels"),
@@ -351,6 +348,10 @@ def _ranges(setting: Setting) -> tuple[Node, ...]:
     original, request = setting.original, setting.request
     if request.table is not None:
         return (Node(RANGES, ranges.FROM_TABLE, request.table, {"graph": setting.hub}),)
+    if request.prompts is not None:
+        walked = probe.get_probe(original.takes.probe).walked(original, request.prompts, setting.hub)
+        inputs = {"graph": setting.hub, "golden": walked.id}
+        return walked, Node(RANGES, ranges.FROM_GOLDEN, reference.NoOptions(), inputs)
     if request.calibration is None:
         inputs = {"graph": setting.hub, "golden": GOLDEN}
         return (Node(RANGES, ranges.FROM_GOLDEN, reference.NoOptions(), inputs),)

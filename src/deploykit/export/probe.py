@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from deploykit import registry
 from deploykit.bundle import load_tensors
+from deploykit.errors import Hint, UnsupportedError
 from deploykit.export.reference import ImagesOptions, NoOptions, outputs_stage
 from deploykit.export.stage import TENSORS, Item, Node, Stage
 from deploykit.models.original import Original
@@ -20,6 +21,8 @@ from deploykit.runtime.rollout import FURTHER, Rollout, load_sized
 GROUP = "deploykit.probes"
 #: Ids of the nodes: of the original, which plans are given, and of the golden inputs.
 ORIGINAL, GOLDEN_IMAGES, GOLDEN = "original", "golden-images", "golden"
+#: What activations are measured on: images, or inputs.
+CALIBRATION = "calibration-images"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ class Asked:
     images: ImagesOptions | None
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What an original that takes no images is calibrated on.
+
+    Attributes:
+        path: File of the prompts; "" where they are seeded.
+        sha256: Of its content.
+        count: How many.
+    """
+
+    path: str
+    sha256: str
+    count: int
+
+
 class Probe(ABC):
     """One way to ask originals, registered under `deploykit.probes`; an original's interface names it."""
 
@@ -48,6 +66,28 @@ class Probe(ABC):
 
         Beside the tensors it may leave files of `deploykit.runtime.rollout.FURTHER`.
         """
+
+    def prompts(self, original: Original, file: str | None, most: int, *, few: bool) -> Prompts:  # noqa: ARG002
+        """Return what 8 bits are calibrated on where images say nothing of an original's inputs.
+
+        Args:
+            original: What it is for.
+            file: What the user gave.
+            most: How many inputs to measure activations on.
+            few: Few are enough.
+
+        Raises:
+            UnsupportedError: It can't be done.
+            UsageError: A file is needed, or another one.
+            BadInputError: The file is damaged.
+        """
+        raise UnsupportedError(
+            f"no 8 bits of {original.id}: it takes no images to measure activations on", Hint("--fp16")
+        )
+
+    def walked(self, original: Original, prompts: Prompts, graph: str) -> Node:
+        """Return the node, called `CALIBRATION`, that makes tensors of prompts by the graph of node `graph`."""
+        raise NotImplementedError
 
     def outputs(self, original: Original) -> Stage[NoOptions]:
         """Return the stage that gives the original's outputs of the golden inputs: it is asked, unless it was already."""

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from deploykit import optional
 from deploykit.bundle import save_tensors
 from deploykit.errors import InternalError
-from deploykit.export.probe import GOLDEN, ORIGINAL, Asked, Probe
+from deploykit.export import calibrate_lcm
+from deploykit.export.probe import CALIBRATION, GOLDEN, ORIGINAL, Asked, Probe, Prompts
 from deploykit.export.reference import NoOptions
 from deploykit.export.stage import TENSORS, Facts, Inputs, Node, Stage, Workspace
 from deploykit.models import lcm, sources
 from deploykit.models.interface import Interface
 from deploykit.models.original import FORMS, Original
+from deploykit.models.source_lcm import SHIPPED
 from deploykit.runtime import drift, judge
 from deploykit.runtime.backends.base import Session, Tensor
 from deploykit.runtime.rollout import FURTHER, Rollout, Sized, save_sized
@@ -27,7 +29,6 @@ from deploykit.runtime.rollout import FURTHER, Rollout, Sized, save_sized
 if TYPE_CHECKING:
     from diffusers import LCMScheduler
 
-SAMPLE, TIMESTEP, PROMPT, GUIDANCE = "sample", "timestep", "encoder_hidden_states", "timestep_cond"
 #: Largest relative difference between the scheduler's latents and the recurrence that stands for it.
 TOLERANCE: Final = 1e-5
 #: Rows at each other size: the first and the last step of a trajectory.
@@ -88,38 +89,23 @@ def record(session: Session, takes: Interface, options: TrajectoryOptions, progr
     scheduler.set_timesteps(lcm.STEPS)
     times = [int(time) for time in scheduler.timesteps]
     rows = max(1, options.count // lcm.STEPS)
-    start = _inputs(takes, {}, [times[0]] * rows)
+    start = lcm.inputs_of(takes, {}, [times[0]] * rows)
     drawing, again = (torch.Generator().manual_seed(lcm.SEED) for _ in range(2))
-    sample, given, answers, fresh = torch.from_numpy(start[SAMPLE]), [], [], []
+    sample, given, answers, fresh = torch.from_numpy(start[lcm.SAMPLE]), [], [], []
     coefficients = _coefficients(scheduler, times)
     for step, time in enumerate(times):
-        given.append({**start, SAMPLE: sample.numpy().copy(), TIMESTEP: np.full(rows, time, np.int64)})
+        given.append({**start, lcm.SAMPLE: sample.numpy().copy(), lcm.TIMESTEP: np.full(rows, time, np.int64)})
         answers.append(judge.run_rows(session, given[-1], SIZED_ROWS)[takes.output])
         is_last = step == len(times) - 1
         fresh.append(torch.zeros_like(sample) if is_last else torch.randn(sample.shape, generator=again))
         sample = scheduler.step(torch.from_numpy(answers[-1]), time, sample, generator=drawing, return_dict=False)[0]
         progress(step + 1, len(times))
     noise = np.stack([one.numpy() for one in fresh])
-    rollout = Rollout(SAMPLE, coefficients, noise, sample.numpy().copy())
+    rollout = Rollout(lcm.SAMPLE, coefficients, noise, sample.numpy().copy())
     inputs: dict[str, Tensor] = {name: np.concatenate([one[name] for one in given]) for name in start}
     _check(rollout, inputs, answers)
     sized = tuple(_sized(session, takes, axis, size, times) for axis, sizes in options.tried.items() for size in sizes)
     return Recorded(inputs, {takes.output: np.concatenate(answers)}, rollout, sized)
-
-
-def _inputs(takes: Interface, sizes: Mapping[str, int], times: Sequence[int]) -> dict[str, Tensor]:
-    """Return a row of every input for each time step, noise as the sample, another prompt and guidance in each."""
-    shapes, rows = takes.at(sizes), range(len(times))
-    length, width = shapes[PROMPT][1:]
-    scales = [lcm.GUIDANCE[row % len(lcm.GUIDANCE)] for row in rows]
-    made: dict[str, Tensor] = {
-        SAMPLE: np.stack([lcm.noise(row, shapes[SAMPLE][1:]) for row in rows]),
-        TIMESTEP: np.asarray(times, np.int64),
-        PROMPT: np.stack([lcm.prompt(row, length, width) for row in rows]),
-    }
-    if GUIDANCE in shapes:
-        made[GUIDANCE] = lcm.guidance_embedding(scales, shapes[GUIDANCE][1])
-    return {each.name: made[each.name] for each in takes.inputs}
 
 
 def _coefficients(scheduler: LCMScheduler, times: Sequence[int]) -> NDArray[np.float64]:
@@ -156,7 +142,7 @@ def _check(rollout: Rollout, inputs: Mapping[str, Tensor], answers: Sequence[Ten
 
 
 def _sized(session: Session, takes: Interface, axis: str, size: int, times: Sequence[int]) -> Sized:
-    inputs = _inputs(takes, {axis: size}, [times[0], times[-1]][:SIZED_ROWS])
+    inputs = lcm.inputs_of(takes, {axis: size}, [times[0], times[-1]][:SIZED_ROWS])
     return Sized(axis, size, inputs, judge.run_rows(session, inputs, SIZED_ROWS))
 
 
@@ -165,7 +151,7 @@ def _run(inputs: Inputs, options: TrajectoryOptions, workspace: Workspace) -> Fa
     with sources.open_original(original) as session:
         found = record(session, original.takes, options, workspace.progress)
     _save(found, workspace.folder)
-    count = len(found.inputs[SAMPLE])
+    count = len(found.inputs[lcm.SAMPLE])
     return {"inputs": count, "set": f"{count // lcm.STEPS} trajectories of {lcm.STEPS} LCM steps"}
 
 
@@ -193,6 +179,16 @@ class LcmProbe(Probe):
             "trajectories", 2, {"original": "original"}, "tensors", FORMS[original.form].libraries, _run
         )
         return (Node(GOLDEN, stage, _options(asked), {"original": ORIGINAL}),)
+
+    def prompts(self, original: Original, file: str | None, most: int, *, few: bool) -> Prompts:
+        """Return the prompts of trajectories to calibrate on: a file's, or seeded ones where the model knows no others."""
+        seeded = original.options.random_weights or original.name in SHIPPED
+        return calibrate_lcm.resolve_prompts(original, file, most // lcm.STEPS, seeded=seeded, few=few)
+
+    def walked(self, original: Original, prompts: Prompts, graph: str) -> Node:
+        """Return the node that walks trajectories with a graph and takes down what it is given."""
+        options = calibrate_lcm.WalkOptions(prompts, original.takes)
+        return Node(CALIBRATION, calibrate_lcm.STAGE, options, {"graph": graph, "golden": GOLDEN})
 
     def outputs(self, original: Original) -> Stage[NoOptions]:  # noqa: ARG002 - the trajectories know
         """Return the stage that takes over what was recorded on the way: asking 860 M parameters again takes minutes."""

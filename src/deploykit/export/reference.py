@@ -15,12 +15,13 @@ from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_c
 from deploykit.data.preprocess import normalize
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
-from deploykit.export.stage import TENSORS, Facts, Inputs, Stage, Workspace
+from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.judge import logits_of, run_rows
+from deploykit.runtime.judge import CHUNK, logits_of, run_rows
+from deploykit.runtime.rollout import FURTHER
 
 #: Golden inputs that an original is asked at once: a network of PyTorch's holds every layer's output while it runs.
 ROWS_AT_A_TIME = 2
@@ -131,9 +132,14 @@ def _hub_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> F
     graph = str(inputs["graph"].path(onnx_files.MODEL))
     config = RunConfig("onnxruntime", precision="f32")
     with get_backend(config.backend).open(graph, config) as session:
-        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
+        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)), _rows(inputs["golden"]))
     save_tensors(workspace.folder / TENSORS, outputs)
     return {}
+
+
+def _rows(golden: Item) -> int:
+    """Return how many golden inputs a runtime is asked at once."""
+    return CHUNK if not golden.has(FURTHER["rollout"]) else 1
 
 
 @dataclass(frozen=True)

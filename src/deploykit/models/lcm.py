@@ -11,13 +11,15 @@ ships with the package was trained on the first twelve of them, one for each cla
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.models.family import AxisRule, Family
+from deploykit.models.interface import Interface
+from deploykit.models.precision import Int8Recipe
 from deploykit.verdict import Budget
 
 #: Steps from noise to latents, as LCM pipelines take by default.
@@ -26,6 +28,8 @@ STEPS: Final = 4
 GUIDANCE: Final = (3.0, 8.0, 5.0, 2.0)
 SEED: Final = 20_261_126
 PROMPT, NOISE = 0, 1  # the two uses of the seed
+#: Names of a UNet's inputs, as diffusers has them.
+SAMPLE, TIMESTEP, STATES, GUIDING = "sample", "timestep", "encoder_hidden_states", "timestep_cond"
 
 #: 8 latents are 64 pixels; downsampling thrice takes multiples of 8. Sizes are tried off those that are traced.
 _SIDE: Final = {"min": 8, "max": 256, "step": 8}
@@ -52,6 +56,13 @@ FAMILY = Family(
         "fp8": Budget(sqnr_db=22.0, cosine=0.995, latent_psnr_db=22.0, int8_share=0.8),
     },
     islands=("time-embedding", "decomposed-norms", "group-norm-before-21"),
+    # What lies nearest to latents, times and prompts errs most in 8 bits, and is little of the whole.
+    int8=Int8Recipe(
+        floats=(
+            *("*conv_in", "*conv_out", "*conv_shortcut"),
+            *("*time_embedding.*", "*time_emb_proj", "*attn2.to_k", "*attn2.to_v"),
+        )
+    ),
 )
 
 
@@ -85,3 +96,26 @@ def guidance_embedding(scales: Sequence[float], width: int) -> NDArray[np.float3
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-math.log(10_000.0) / (half - 1)))
     angles = (np.asarray(scales, np.float32)[:, None] - 1.0) * 1000.0 * frequencies[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def inputs_of(
+    takes: Interface, sizes: Mapping[str, int], times: Sequence[int], first: int = 0
+) -> dict[str, NDArray[np.generic]]:
+    """Return a row of every input for each time step, noise as the sample, another prompt and guidance in each.
+
+    Args:
+        takes: What the model takes.
+        sizes: Of axes that have other sizes than usual.
+        times: Of the rows.
+        first: Number of the first row's prompt and noise.
+    """
+    shapes, rows = takes.at(sizes), range(first, first + len(times))
+    made: dict[str, NDArray[np.generic]] = {
+        SAMPLE: np.stack([noise(row, shapes[SAMPLE][1:]) for row in rows]),
+        TIMESTEP: np.asarray(times, np.int64),
+        STATES: np.stack([prompt(row, *shapes[STATES][1:]) for row in rows]),
+    }
+    if GUIDING in shapes:
+        scales = [GUIDANCE[row % len(GUIDANCE)] for row in rows]
+        made[GUIDING] = guidance_embedding(scales, shapes[GUIDING][1])
+    return {each.name: made[each.name] for each in takes.inputs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -20,6 +20,8 @@ from deploykit.verdict import Budget, GateKind, GateResult, Judgement, Verdict, 
 ORIGINAL, HUB = "original", "hub"
 #: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
 AXIS_SIZES = (1, 3, 5, 8)
+#: The same where a row is a diffusion model's, which takes seconds and a gigabyte.
+FEW_SIZES = (1, 3)
 CHUNK = 16
 #: Where a file says what precision it was made in.
 PRECISION_KEY = "deploykit.precision"
@@ -47,6 +49,16 @@ class Golden:
     def count(self) -> int:
         """Number of golden inputs."""
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def chunk(self) -> int:
+        """Rows to run at a time: one of a diffusion model, whose attention compares every pixel with every other."""
+        return CHUNK if self.rollout is None else 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes to run an open batch at, the one that it was traced at apart."""
+        return AXIS_SIZES if self.rollout is None else FEW_SIZES
 
 
 @dataclass(frozen=True)
@@ -209,7 +221,7 @@ def _judge_golden(
     if not golden.inputs or not any(golden.references.values()):
         raise ValueError("there are no golden inputs, or no outputs to compare with")
     gates, metrics = into
-    outputs |= run_rows(session, golden.inputs)
+    outputs |= run_rows(session, golden.inputs, golden.chunk)
     for reference, expected in golden.references.items():
         for name, array in expected.items():
             if name not in outputs:
@@ -247,7 +259,7 @@ def _judge_rollout(
     gates, metrics = into
     (name, expected), *_ = golden.references[ORIGINAL].items()
     steps = [drift.sqnr_db(expected[rows], outputs[name][rows]) for rows in map(rollout.rows, range(rollout.steps))]
-    latents = rollout.play(lambda feeds: run_rows(session, feeds)[name], golden.inputs)
+    latents = rollout.play(lambda feeds: run_rows(session, feeds, golden.chunk)[name], golden.inputs)
     metrics |= {f"sqnr_db_step_{number}": value for number, value in enumerate(steps, start=1)}
     metrics["latent_psnr_db"] = drift.psnr_db(rollout.latents, latents)
     measured = {
@@ -279,19 +291,19 @@ def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[st
     sized = {axis: [one for one in brief.golden.sized if one.axis == axis] for axis in brief.axes}
     for axis in sorted({axis.name for spec in session.inputs for axis in spec.axes} | set(brief.axes)):
         if sized.get(axis):
-            yield from (_judge_size(session, budget, one) for one in sized[axis])
+            yield from (_judge_size(session, budget, one, brief.golden.chunk) for one in sized[axis])
         elif axis in rows or axis in brief.axes:
-            for size in _sizes(session, axis):
+            for size in _sizes(session, axis, brief.golden.sizes):
                 if size != brief.axes.get(axis):
                     yield _judge_axis(session, brief, budget, axis, size)
         else:
             skipped.append(f"axis {axis!r}: there are no golden inputs of other sizes")
 
 
-def _sizes(session: Session, axis: str) -> tuple[int, ...]:
-    """Return the sizes to try: those of `AXIS_SIZES` that the session's bounds allow, else its least and its largest."""
+def _sizes(session: Session, axis: str, wanted: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes to try: those wanted that the session's bounds allow, else its least and its largest."""
     bounds = [dim for spec in session.inputs for dim in spec.axes if dim.name == axis]
-    allowed = tuple(size for size in AXIS_SIZES if all(dim.accepts(size) for dim in bounds))
+    allowed = tuple(size for size in wanted if all(dim.accepts(size) for dim in bounds))
     return allowed or tuple(sorted({bounds[0].min, bounds[0].max}))
 
 
@@ -325,13 +337,13 @@ def _judge_axis(session: Session, brief: Brief, budget: Budget, axis: str, size:
     )
 
 
-def _judge_size(session: Session, budget: Budget, one: Sized) -> GateResult:
+def _judge_size(session: Session, budget: Budget, one: Sized, chunk: int) -> GateResult:
     """Run inputs of another size: what comes out must be what the original makes of them, within its drift."""
     measure, bound, higher = _row_gate(budget)
     problem, value = "", float("nan")
     try:
         (name, expected), *_ = one.outputs.items()
-        value = measure(expected, run_rows(session, one.inputs)[name])
+        value = measure(expected, run_rows(session, one.inputs, chunk)[name])
     except (DeploykitError, ValueError, RuntimeError) as error:
         problem = f"axis {one.axis!r} is baked: size {one.size} fails with: {str(error).splitlines()[0][:200]}"
     passed = value >= bound if higher else value <= bound

@@ -21,6 +21,7 @@ from deploykit.export.cache import Cache, Made
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.plan import Cell
+from deploykit.export.probe import Prompts, get_probe
 from deploykit.export.ranges import TableOptions
 from deploykit.export.reference import unlabelled
 from deploykit.export.stage import Plan
@@ -94,6 +95,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         golden=_golden(original, options),
         evaluation=_evaluation(original, options) if options.verify else None,
         calibration=_calibration(original, options),
+        prompts=_prompts(original, options),
         table=_table(options),
         profiles=dict(map(_profile, options.profile)),
         capabilities=tuple(sorted(set(options.sm))),
@@ -269,7 +271,7 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
             Hint("--int8", "or --fp16"),
         )
     needed = bool(precisions & plan.CALIBRATED)
-    if options.calib_table:
+    if options.calib_table or original.preprocess is None:
         return None
     name = options.calib or (RENDERED_CALIBRATION if needed and original.images else None)
     if name is None:
@@ -277,6 +279,19 @@ def _calibration(original: Original, options: ExportOptions) -> CalibrationReque
     return resolve_calibration(
         name, options.calib_size, options.calib_seed, original.labels, original.recipe, few=options.calib_few
     )
+
+
+def _prompts(original: Original, options: ExportOptions) -> Prompts | None:
+    """Return what an original that takes no images is calibrated on; None where no cell needs it. Raises what probes do."""
+    needed = bool(_precisions(options) & plan.CALIBRATED)
+    if original.preprocess is not None or options.calib_table or not needed:
+        if options.calib and original.preprocess is None:
+            raise UsageError(
+                f"--calib {options.calib}: {original.id} takes no images; prompts are for 8 bits", Hint("--int8")
+            )
+        return None
+    asking = get_probe(original.takes.probe)
+    return asking.prompts(original, options.calib, options.calib_size, few=options.calib_few)
 
 
 def _precisions(options: ExportOptions) -> set[str]:

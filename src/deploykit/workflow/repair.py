@@ -176,7 +176,7 @@ def _cost_nodes(
     draft: Draft, quantizing: Node, options: QuantizeOptions, layers: Sequence[cost.Layer]
 ) -> Iterator[Node]:
     """Yield the node of what the float32 graph answers, then one per layer."""
-    rows = cost.RowsOptions(draft.original.input_name, draft.original.recipe, cost.IMAGES)
+    rows = cost.RowsOptions(draft.original.input_name, draft.original.preprocess, cost.IMAGES)
     with_images = draft.request.calibration is not None
     inputs = {"graph": quantizing.inputs["graph"], "golden": plan.GOLDEN}
     inputs |= {"images": plan.CALIBRATION} if with_images else {}

@@ -51,13 +51,13 @@ class RowsOptions:
     """Which rows are run.
 
     Attributes:
-        input_name: The graph's input.
-        preprocess: From crop to input.
+        input_name: The graph's input, where there is one.
+        preprocess: From crop to input; None where it takes no images.
         images: How many of the calibration images, the first ones; they follow the golden inputs.
     """
 
     input_name: str
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     images: int
 
 
@@ -140,7 +140,10 @@ def relative_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -
 
 def rows_of(inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float32]]:
     """Return the rows that costs are measured on, by input name: golden inputs, then images where there are any."""
-    rows = [load_tensors(inputs["golden"].path(TENSORS))[options.input_name]]
+    golden = load_tensors(inputs["golden"].path(TENSORS))
+    if options.preprocess is None:
+        return golden
+    rows = [golden[options.input_name]]
     if "images" in inputs:
         count = min(options.images, calibrate.count(inputs["images"]))
         rows.append(calibrate.rows(inputs["images"], options.preprocess, 0, count))

@@ -190,6 +190,7 @@ class _Trial:
     def __init__(self, inputs: Inputs, options: SmoothOptions, table: RangeTable) -> None:
         self.graph, self.options, self.table = inputs["graph"], options, table
         name, recipe = options.rows.input_name, options.rows.preprocess
+        assert recipe is not None, "planned for originals that take images"  # noqa: S101
         self.rows = rows_of(inputs, options.rows)
         images = inputs["images"]
         count = min(options.rows.images, calibrate.count(images))
