@@ -10,13 +10,16 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import deploykit
 from deploykit.bundle import load_tensors
 from deploykit.errors import BadInputError, UnsupportedError, UsageError
 from deploykit.models.source_lcm import SHIPPED, WEIGHTS
+from deploykit.optional import COMPONENTS
 from deploykit.runtime.backends.base import Tensors
+from deploykit.runtime.backends.tensorrt_library import RTX
 from deploykit.workflow.export import prepare
 from tests.e2e.support import run
 
@@ -234,3 +237,64 @@ def test_a_models_own_prompts_are_asked_for_and_used(tmp_path: Path) -> None:
     done = run(*words, "--calib", str(prompts), "--calib-few")
     assert done.code == 0, done.err
     assert json.loads(done.out)["verdict"] == "pass"
+
+
+# Pictures
+
+
+def test_pictures_of_all_artifacts_lie_below_the_originals(made: deploykit.Exported, tmp_path: Path) -> None:
+    png = tmp_path / "pictures.png"
+    done = run("run", str(made.bundle.root), "--png", str(png), "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert [row["name"].split(" ")[0] for row in told["rows"]] == [
+        "original",
+        *(f"{TINY}.{cell}" for cell in ("fp32.ort", "fp32.openvino", "fp16.ort", "fp16.openvino")),
+    ]
+    assert all(row["psnr_db"] > 38.0 for row in told["rows"][1:])
+    pixels = np.asarray(Image.open(png)).astype(int)
+    assert pixels.shape == (5 * 16 * 8, 4 * 16 * 8, 3)
+    rows = np.split(pixels, 5)
+    assert all(np.abs(row - rows[0]).max() <= 8 for row in rows[1:])
+    assert np.abs(rows[0][:, :128] - rows[0][:, 128:256]).max() > 50, "each trajectory is another picture"
+
+
+def test_other_noise_gives_other_pictures_and_no_originals(made: deploykit.Exported, tmp_path: Path) -> None:
+    file = made.bundle.root / f"{TINY}.fp32.onnx"
+    found = []
+    for seed in ("1", "1", "2"):
+        done = run("run", str(file), "--png", str(tmp_path / "one.png"), "--seed", seed)
+        assert done.code == 0, done.err
+        assert "row 1   tiny-lcm-unet.fp32.ort (onnxruntime cpu f32): 4 pictures" in done.out
+        found.append((tmp_path / "one.png").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path) -> None:
+    root, png = str(made.bundle.root), str(tmp_path / "no.png")
+    for words, code, told in (
+        ((root, "--png", "/no/such/folder/x.png"), 5, "can't be written"),
+        ((root, "--png", png, "photo.jpg"), 2, "--png makes pictures and takes none"),
+        ((root,), 2, "no images: name those to classify"),
+        ((root, "--seed", "3"), 2, "--seed is for --png"),
+        ((str(tmp_path), "--png", png), 2, "holds no bundle"),
+    ):
+        done = run("run", *words)
+        assert (done.code, told in done.err) == (code, True), done.err
+    assert not Path(png).exists()
+
+
+@pytest.mark.skipif(COMPONENTS[RTX.module].version() is None, reason="TensorRT for RTX is not installed here")
+def test_engines_are_built_with_every_size_open(tmp_path: Path) -> None:
+    words = [f"--dynamic={axis}" for axis in AXES]
+    words += [f"--profile={axis}" for axis in ("batch=1,1,4", "height=8,16,64", "width=8,16,64", "sequence=1,4,77")]
+    out = tmp_path / "rtx"
+    done = run("export", TINY, "--fp16", "--trt-rtx", "--sm", "89", *words, "--no-bench", "--json", "--out", str(out))
+    assert done.code == 0, done.err
+    (artifact,) = deploykit.Bundle.open(out).manifest.artifacts
+    assert {spec.name: spec.dtype for spec in artifact.inputs} == {name: dtype for name, (dtype, _) in INPUTS.items()}
+    assert [(axis.name, axis.min, axis.opt, axis.max) for axis in artifact.inputs[0].axes] == [
+        ("batch", 1, 1, 4),
+        ("height", 8, 16, 64),
+        ("width", 8, 16, 64),
+    ]

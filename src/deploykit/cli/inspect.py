@@ -67,7 +67,7 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
         ),
         ("made", f"{manifest.created} by deploykit {manifest.deploykit} on {manifest.machine.cpu}"),
         ("command", manifest.command),
-        ("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels[:12])}"),
+        *([("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels[:12])}")] if manifest.labels else []),
         ("stages", " → ".join(record.node for record in manifest.stages if record.stage not in {"judge", "bench"})),
     ):
         console.print(f"{label:<9} {text}", markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from deploykit.models import sources
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
-from deploykit.runtime.backends.base import Tensors, backend_for, get_backend
+from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.drift import Answers
 from deploykit.verdict import Judgement, Report
 from deploykit.workflow.devices import runs_on
@@ -64,8 +64,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     bundle = Bundle.open(root)
     bundle.check()
     manifest = bundle.manifest
-    references = {name: load_tensors(bundle.root / record.path) for name, record in manifest.golden.references.items()}
-    golden = _golden(bundle, references)
+    golden = golden_of(bundle)
     evaluation, reason = _bundle_evaluation(bundle, options)
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
@@ -77,9 +76,10 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     return Report(str(root), tuple(found))
 
 
-def _golden(bundle: Bundle, references: Mapping[str, Tensors]) -> judge.Golden:
+def golden_of(bundle: Bundle) -> judge.Golden:
     """Read a bundle's golden inputs, with all that the original is compared by."""
     record = bundle.manifest.golden
+    references = {name: load_tensors(bundle.root / found.path) for name, found in record.references.items()}
     further = {role: bundle.root / found.path for role, found in (record.further or {}).items()}
     return probe.golden_at(bundle.root / record.inputs.path, further, references)
 

@@ -1,0 +1,143 @@
+"""Sample: let the artifacts of a diffusion model walk from noise to pictures, beside those that the original made.
+
+Everything it takes lies in the bundle: prompts, time steps, the recurrence of the steps. PyTorch and diffusers aren't needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit import optional
+from deploykit.artifact import Artifact
+from deploykit.bundle import Bundle
+from deploykit.errors import DeploykitError, Hint, ResourceError, UsageError
+from deploykit.models import lcm
+from deploykit.runtime import drift
+from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
+from deploykit.runtime.judge import Golden, run_rows
+from deploykit.runtime.rollout import Rollout
+from deploykit.workflow.verify import golden_of
+
+#: Channels of latents that are pixels: no decoder is needed.
+PIXELS: Final = 3
+#: A pixel becomes a square of this side.
+SCALE: Final = 8
+#: Numbers of noise begin here where a seed is given: golden inputs and calibration have those before.
+FIRST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What one of them made.
+
+    Attributes:
+        name: The artifact as it was run, or the original.
+        pictures: uint8 [N, height, width, 3].
+        psnr_db: Against the original's; NaN where it made none of these.
+    """
+
+    name: str
+    pictures: NDArray[np.uint8]
+    psnr_db: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was drawn.
+
+    Attributes:
+        strips: Rows from the top.
+        skipped: Artifacts that can't run here, each with the reason.
+    """
+
+    strips: tuple[Strip, ...]
+    skipped: tuple[str, ...]
+
+
+def sample(target: Path, png: Path, seed: int | None = None) -> Sampled:
+    """Draw what artifacts make in four steps, a row of pictures each, and write them as one PNG.
+
+    Args:
+        target: A bundle's folder, or the file of one of its artifacts.
+        png: Written.
+        seed: Other noise than that of the reference trajectories; the original has no pictures of it.
+
+    Returns:
+        The original's row first, unless there is a seed.
+
+    Raises:
+        UsageError: It is no bundle, no diffusion model, or one whose latents need a decoder.
+        BadInputError: A file is damaged.
+        MissingComponentError: Pillow is not installed, or nothing that could run an artifact.
+        ResourceError: The PNG can't be written.
+    """
+    optional.require("PIL")
+    bundle = Bundle.open(target if target.is_dir() else target.parent)
+    bundle.check()
+    golden = golden_of(bundle)
+    if golden.rollout is None:
+        raise UsageError(
+            f"{target} walks no steps from noise: there is nothing to sample", Hint("deploykit run FILE IMAGE")
+        )
+    channels = golden.rollout.latents.shape[1]
+    if channels != PIXELS:
+        raise UsageError(f"{target} makes latents of {channels} channels, which are no pictures without a decoder")
+    inputs, rollout = (golden.inputs, golden.rollout) if seed is None else _anew(golden, golden.rollout, seed)
+    chosen = [
+        artifact for artifact in bundle.manifest.artifacts if target.is_dir() or target.name == artifact.main.path
+    ]
+    if not chosen:
+        raise UsageError(f"{target} is no artifact of the bundle that it lies in")
+    strips = [] if seed is not None else [Strip("original", _pictures(rollout.latents), math.inf)]
+    refused: list[tuple[str, DeploykitError]] = []
+    for artifact in chosen:
+        try:
+            strips.append(_strip(bundle, artifact, inputs, rollout, known=seed is None))
+        except DeploykitError as error:
+            refused.append((artifact.name, error))
+    if len(refused) == len(chosen):
+        raise refused[-1][1]
+    _write(strips, png)
+    return Sampled(tuple(strips), tuple(f"{name}: {error.message}" for name, error in refused))
+
+
+def _anew(golden: Golden, rollout: Rollout, seed: int) -> tuple[dict[str, Tensor], Rollout]:
+    """Return inputs and steps that begin with other noise."""
+    shape = rollout.noise.shape
+    start, fresh = lcm.noise(FIRST + seed, shape[1:]), lcm.noise(FIRST + seed + 1, shape)
+    carried = np.concatenate([start] * rollout.steps)
+    return {**golden.inputs, rollout.carried: carried}, replace(rollout, noise=fresh)
+
+
+def _strip(bundle: Bundle, artifact: Artifact, inputs: Tensors, rollout: Rollout, *, known: bool) -> Strip:
+    """Return what an artifact makes, as it is run first of all."""
+    run = artifact.runs[0]
+    with get_backend(run.backend).open(str(bundle.root / artifact.main.path), run) as session:
+        name = session.outputs[0].name
+        latents = rollout.play(lambda feeds: run_rows(session, feeds, 1)[name], inputs)
+    psnr = drift.psnr_db(rollout.latents, latents) if known else math.nan
+    return Strip(f"{artifact.name} ({run.label})", _pictures(latents), psnr)
+
+
+def _pictures(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return latents that are pixels in -1..1, float32 [N, 3, height, width], as uint8 [N, height, width, 3]."""
+    grey = (np.clip(latents, -1.0, 1.0) + 1.0) * 127.5
+    pictures: NDArray[np.uint8] = np.rint(grey).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pictures
+
+
+def _write(strips: Sequence[Strip], png: Path) -> None:
+    from PIL import Image
+
+    whole = np.concatenate([np.concatenate(list(strip.pictures), axis=1) for strip in strips])
+    try:
+        Image.fromarray(whole.repeat(SCALE, axis=0).repeat(SCALE, axis=1)).save(png, format="PNG")
+    except OSError as error:
+        raise ResourceError(f"{png} can't be written: {error.strerror or error}") from error
