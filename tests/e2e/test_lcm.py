@@ -277,7 +277,7 @@ def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path
         ((root, "--png", png, "photo.jpg"), 2, "--png makes pictures and takes none"),
         ((root,), 2, "no images: name those to classify"),
         ((root, "--seed", "3"), 2, "--seed is for --png"),
-        ((str(tmp_path), "--png", png), 2, "holds no bundle"),
+        ((str(tmp_path), "--png", png), 7, "is no bundle"),
     ):
         done = run("run", *words)
         assert (done.code, told in done.err) == (code, True), done.err
