@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import openvino
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import deploykit
 from deploykit.bundle import load_tensors
 from deploykit.errors import BadInputError, UnsupportedError, UsageError
+from deploykit.models import lcm
 from deploykit.models.source_lcm import SHIPPED, WEIGHTS
 from deploykit.optional import COMPONENTS
+from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensors
 from deploykit.runtime.backends.tensorrt_library import RTX
 from deploykit.workflow.export import prepare
 from tests.e2e.support import run
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 TINY = "tiny-lcm-unet"
 AXES = ("batch", "height", "width", "sequence")
@@ -298,3 +303,39 @@ def test_engines_are_built_with_every_size_open(tmp_path: Path) -> None:
         ("height", 8, 16, 64),
         ("width", 8, 16, 64),
     ]
+
+
+# In diffusers' pipeline
+
+
+def pipeline() -> Any:
+    """Return a whole pipeline around the network that ships; its decoder is random."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(SHIPPED[TINY], subfolder="unet", local_files_only=True)
+    decoder = diffusers.AutoencoderKL(latent_channels=3, block_out_channels=(32,), norm_num_groups=8)
+    parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
+    made = diffusers.LatentConsistencyModelPipeline(
+        vae=decoder, unet=unet, scheduler=diffusers.LCMScheduler(), **parts, requires_safety_checker=False
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_the_guides_example_draws_what_the_pipeline_itself_draws(made: deploykit.Exported) -> None:
+    guide = (Path(__file__).parents[2] / "docs/guide.md").read_text(encoding="utf-8")
+    (example,) = (
+        block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "class DeployedUnet" in block
+    )
+    names: dict[str, Any] = {}
+    exec(example, names)
+    words = {
+        "prompt_embeds": torch.from_numpy(np.stack([lcm.prompt(3, 4, 32), lcm.prompt(8, 4, 32)])),
+        "num_inference_steps": 4,
+        "guidance_scale": 8.0,
+        "output_type": "latent",
+    }
+    drawn = [
+        pipe(**words, generator=torch.Generator().manual_seed(7)).images.numpy()
+        for pipe in (pipeline(), names["deployed"](pipeline(), made.bundle.root, f"{TINY}.fp16.openvino"))
+    ]
+    assert drawn[0].shape == (2, 3, 16, 16)
+    assert drift.psnr_db(*drawn) > 38.0
