@@ -66,9 +66,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         module="timm.models.mobilenetv3:_gen_mobilenet_v3",
         kwargs={"variant": "mobilenetv3_large_100", "channel_multiplier": 0.4},
         family="mobilenetv3",
-        epochs=8,
-        lr=2e-3,
-        matrix_lr=5e-3,
+        epochs=6,
         kernels=True,
     ),
     "tiny-efficientnetv2": Recipe(
