@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -102,4 +103,17 @@ def test_export_verify_bench_and_doctor_open_none(tmp_path: Path) -> None:
     ):
         outcome = run(*words, env=env)
         assert outcome.code in {0, 6}, outcome.err
+    assert not log.exists() or log.read_text() == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed here")
+def test_a_diffusion_model_opens_none(tmp_path: Path) -> None:
+    env, log = _watched(tmp_path, by_python=True, by_native=True)
+    out = str(tmp_path / "bundle")
+    for words in (
+        ("export", "tiny-lcm-unet", "--fp16", "--ort", "--openvino", "--no-bench", "--out", out),
+        ("run", out, "--png", str(tmp_path / "pictures.png")),
+    ):
+        outcome = run(*words, env=env)
+        assert outcome.code == 0, outcome.err
     assert not log.exists() or log.read_text() == ""
