@@ -31,6 +31,7 @@ from tests.e2e.support import run
 diffusers = pytest.importorskip("diffusers")
 
 TINY = "tiny-lcm-unet"
+BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 AXES = ("batch", "height", "width", "sequence")
 INPUTS = {
     "sample": ("float32", ("batch", 3, "height", "width")),
@@ -275,6 +276,38 @@ def test_other_noise_gives_other_pictures_and_no_originals(made: deploykit.Expor
     assert found[0] == found[1] != found[2]
 
 
+def test_a_decoder_makes_of_latents_what_diffusers_makes_of_them(made: deploykit.Exported, tmp_path: Path) -> None:
+    folder, png = tmp_path / "sd", tmp_path / "decoded.png"
+    torch.manual_seed(0)
+    decoder = diffusers.AutoencoderKL(latent_channels=3, block_out_channels=(32, 32), norm_num_groups=8, **BLOCKS)
+    decoder.save_pretrained(folder / "vae")
+    file = made.bundle.root / f"{TINY}.fp32.onnx"
+    done = run("run", str(file), "--png", str(png), "--vae", str(folder))
+    assert done.code == 0, done.err
+    pixels = np.asarray(Image.open(png)).astype(int)
+    assert pixels.shape == (2 * 32, 4 * 32, 3)
+    further = made.bundle.manifest.golden.further or {}
+    latents = load_tensors(made.bundle.root / further["rollout"].path)["sample/latents"]
+    with torch.inference_mode():
+        wanted = decoder.eval().decode(torch.from_numpy(latents) / decoder.config.scaling_factor).sample
+    row = np.concatenate(list(((wanted.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()), axis=1)
+    assert np.abs(pixels[:32] - row).max() <= 1
+    assert np.abs(pixels[32:] - row).max() <= 2
+    config = folder / "vae/config.json"
+    for changes, code, told in (
+        ({"latent_channels": 4}, 2, "decodes latents of 4 channels; these have 3"),
+        ({"_class_name": "VQModel"}, 2, "is a VQModel, not an AutoencoderKL"),
+        ({"block_out_channels": [32, 64]}, 7, "its autoencoder can't be loaded"),
+    ):
+        kept = config.read_text()
+        config.write_text(json.dumps({**json.loads(kept), **changes}))
+        done = run("run", str(file), "--png", str(png), "--vae", str(folder))
+        config.write_text(kept)
+        assert (done.code, told in done.err) == (code, True), done.err
+    done = run("run", str(file), "--png", str(png), "--vae", str(tmp_path))
+    assert (done.code, "holds no autoencoder" in done.err) == (2, True)
+
+
 def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path) -> None:
     root, png = str(made.bundle.root), str(tmp_path / "no.png")
     for words, code, told in (
@@ -282,6 +315,7 @@ def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path
         ((root, "--png", png, "photo.jpg"), 2, "--png makes pictures and takes none"),
         ((root,), 2, "no images: name those to classify"),
         ((root, "--seed", "3"), 2, "--seed is for --png"),
+        ((root, "--vae", "sd"), 2, "--vae is for --png"),
         ((str(tmp_path), "--png", png), 7, "is no bundle"),
     ):
         done = run("run", *words)

@@ -28,6 +28,10 @@ def run(
         typer.Option(metavar="FILE", help="Write what a diffusion model makes in four steps, beside the original's."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Other noise for --png.")] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Decoder of --png where latents aren't pixels: a diffusers folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image. Labels and preprocessing are read from the artifact itself.
@@ -37,10 +41,10 @@ def run(
     if png is not None and images:
         raise UsageError("--png makes pictures and takes none: leave the images away")
     if png is not None:
-        _sample(artifact, png, seed, as_json=as_json)
+        _sample(artifact, png, seed, vae, as_json=as_json)
         return
-    if seed is not None:
-        raise UsageError("--seed is for --png")
+    if seed is not None or vae is not None:
+        raise UsageError(f"{'--seed' if seed is not None else '--vae'} is for --png")
     if not images:
         raise UsageError("no images: name those to classify, or write what a diffusion model makes by --png FILE")
     _predict(artifact, images, top, as_json=as_json)
@@ -63,11 +67,11 @@ def _predict(artifact: Path, images: list[Path], top: int, *, as_json: bool) -> 
             console.print(f"  {100 * score.probability:5.1f} %  {score.label}", markup=False)
 
 
-def _sample(target: Path, png: Path, seed: int | None, *, as_json: bool) -> None:
+def _sample(target: Path, png: Path, seed: int | None, vae: Path | None, *, as_json: bool) -> None:
     from deploykit.cli import render
     from deploykit.workflow.sample import sample
 
-    done = sample(target, png, seed)
+    done = sample(target, png, seed, vae)
     if as_json:
         rows = [
             {"name": row.name, "psnr_db": row.psnr_db if math.isfinite(row.psnr_db) else None} for row in done.strips

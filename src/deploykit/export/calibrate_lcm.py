@@ -10,16 +10,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.artifact import RunConfig, sha256_of
+from deploykit.artifact import sha256_of
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.export import onnx_files
+from deploykit.export.own_run import open_graph
 from deploykit.export.probe import Prompts
 from deploykit.export.stage import TENSORS, Facts, Inputs, Stage, Workspace
 from deploykit.models import lcm
 from deploykit.models.interface import Interface
 from deploykit.models.original import Original
-from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
+from deploykit.runtime.backends.base import Tensor, Tensors
 from deploykit.runtime.judge import run_rows
 from deploykit.runtime.rollout import FURTHER, Rollout
 
@@ -104,8 +105,7 @@ def _walk(inputs: Inputs, options: WalkOptions, workspace: Workspace) -> Facts:
     shape = first[lcm.SAMPLE].shape
     fresh = np.stack([lcm.noise(FIRST + count + step, shape) for step in range(known.steps)])
     taken: list[Tensors] = []
-    config = RunConfig("onnxruntime", precision="f32")
-    with get_backend(config.backend).open(str(inputs["graph"].path(onnx_files.MODEL)), config) as session:
+    with open_graph(inputs["graph"].path(onnx_files.MODEL)) as session:
 
         def ask(feeds: Tensors) -> Tensor:
             taken.append(feeds)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.artifact import Preprocess, RunConfig, sha256_of
+from deploykit.artifact import Preprocess, sha256_of
 from deploykit.bundle import load_tensors
 from deploykit.calibration.ranges import RANGES, Collector, RangeTable, Seen
 from deploykit.errors import BadInputError
 from deploykit.export import calibrate, onnx_files
+from deploykit.export.own_run import open_graph
 from deploykit.export.reference import NoOptions
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
-from deploykit.runtime.backends.base import Session, Tensor, get_backend
+from deploykit.runtime.backends.base import Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -208,17 +209,12 @@ def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) ->
         onnx_files.bring_weights(graph, path.parent)
         onnx_files.save(model, path)
         collectors = {entry.name: Collector(entry.name) for entry in watched}
-        with _opened(path) as session:
+        with open_graph(path) as session:
             for feed in feeds:
                 seen = _seen(watched, session.infer(feed))
                 for entry, one in zip(watched, seen, strict=True):
                     collectors[entry.name].add(one)
     return collectors
-
-
-def _opened(path: Path) -> Session:
-    config = RunConfig("onnxruntime", precision="f32")
-    return get_backend(config.backend).open(str(path), config)
 
 
 def _seen(watched: Sequence[Watched], found: Mapping[str, Tensor]) -> Iterator[Seen]:

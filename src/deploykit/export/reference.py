@@ -15,6 +15,7 @@ from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_c
 from deploykit.data.preprocess import normalize
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
+from deploykit.export.own_run import open_graph
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
@@ -129,9 +130,7 @@ def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace)
 
 
 def _hub_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
-    graph = str(inputs["graph"].path(onnx_files.MODEL))
-    config = RunConfig("onnxruntime", precision="f32")
-    with get_backend(config.backend).open(graph, config) as session:
+    with open_graph(inputs["graph"].path(onnx_files.MODEL)) as session:
         outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)), _rows(inputs["golden"]))
     save_tensors(workspace.folder / TENSORS, outputs)
     return {}
@@ -177,7 +176,7 @@ def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Worksp
 IMAGES = Stage("images", 2, {}, "images", ("PIL",), _prepare_images)
 GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
 HUB_OUTPUTS = Stage(
-    "hub-outputs", 1, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
+    "hub-outputs", 2, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
 )
 
 

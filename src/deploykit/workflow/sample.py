@@ -1,13 +1,15 @@
 """Sample: let the artifacts of a diffusion model walk from noise to pictures, beside those that the original made.
 
-Everything it takes lies in the bundle: prompts, time steps, the recurrence of the steps. PyTorch and diffusers aren't needed.
+Everything it takes lies in the bundle: prompts, time steps, the recurrence of the steps. PyTorch and diffusers are needed for
+nothing but a decoder, where latents aren't pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,7 @@ from deploykit import optional
 from deploykit.artifact import Artifact
 from deploykit.bundle import Bundle
 from deploykit.errors import DeploykitError, Hint, ResourceError, UsageError
-from deploykit.models import lcm
+from deploykit.models import lcm, vae
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
 from deploykit.runtime.judge import Golden, run_rows
@@ -27,10 +29,13 @@ from deploykit.workflow.verify import golden_of
 
 #: Channels of latents that are pixels: no decoder is needed.
 PIXELS: Final = 3
-#: A pixel becomes a square of this side.
+#: A latent that is a pixel becomes a square of this side.
 SCALE: Final = 8
 #: Numbers of noise begin here where a seed is given: golden inputs and calibration have those before.
 FIRST: Final = 1_000_000
+
+#: From latents, float32 [N, C, H, W], to pictures, uint8 [N, height, width, 3].
+Drawn = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,13 @@ class Sampled:
     skipped: tuple[str, ...]
 
 
-def sample(target: Path, png: Path, seed: int | None = None) -> Sampled:
+def sample(target: Path, png: Path, seed: int | None = None, decoder: Path | None = None) -> Sampled:
     """Draw what artifacts make in four steps, a row of pictures each, and write them as one PNG.
 
     Args:
         target: A bundle's folder, or the file of one of its artifacts.
         png: Written.
+        decoder: Folder of the autoencoder that makes pictures of latents; needs PyTorch and diffusers.
         seed: Other noise than that of the reference trajectories; the original has no pictures of it.
 
     Returns:
@@ -87,24 +93,28 @@ def sample(target: Path, png: Path, seed: int | None = None) -> Sampled:
             f"{target} walks no steps from noise: there is nothing to sample", Hint("deploykit run FILE IMAGE")
         )
     channels = golden.rollout.latents.shape[1]
-    if channels != PIXELS:
-        raise UsageError(f"{target} makes latents of {channels} channels, which are no pictures without a decoder")
+    if channels != PIXELS and decoder is None:
+        raise UsageError(
+            f"{target} makes latents of {channels} channels, which are no pictures without a decoder",
+            Hint("--vae FOLDER"),
+        )
+    drawn = _pictures if decoder is None else partial(vae.decode, decoder)
     inputs, rollout = (golden.inputs, golden.rollout) if seed is None else _anew(golden, golden.rollout, seed)
     chosen = [
         artifact for artifact in bundle.manifest.artifacts if target.is_dir() or target.name == artifact.main.path
     ]
     if not chosen:
         raise UsageError(f"{target} is no artifact of the bundle that it lies in")
-    strips = [] if seed is not None else [Strip("original", _pictures(rollout.latents), math.inf)]
+    strips = [] if seed is not None else [Strip("original", drawn(rollout.latents), math.inf)]
     refused: list[tuple[str, DeploykitError]] = []
     for artifact in chosen:
         try:
-            strips.append(_strip(bundle, artifact, inputs, rollout, known=seed is None))
+            strips.append(_strip(bundle, artifact, (inputs, rollout), drawn, known=seed is None))
         except DeploykitError as error:
             refused.append((artifact.name, error))
     if len(refused) == len(chosen):
         raise refused[-1][1]
-    _write(strips, png)
+    _write(strips, png, SCALE if decoder is None else 1)
     return Sampled(tuple(strips), tuple(f"{name}: {error.message}" for name, error in refused))
 
 
@@ -116,14 +126,14 @@ def _anew(golden: Golden, rollout: Rollout, seed: int) -> tuple[dict[str, Tensor
     return {**golden.inputs, rollout.carried: carried}, replace(rollout, noise=fresh)
 
 
-def _strip(bundle: Bundle, artifact: Artifact, inputs: Tensors, rollout: Rollout, *, known: bool) -> Strip:
+def _strip(bundle: Bundle, artifact: Artifact, walk: tuple[Tensors, Rollout], drawn: Drawn, *, known: bool) -> Strip:
     """Return what an artifact makes, as it is run first of all."""
-    run = artifact.runs[0]
+    run, (inputs, rollout) = artifact.runs[0], walk
     with get_backend(run.backend).open(str(bundle.root / artifact.main.path), run) as session:
         name = session.outputs[0].name
         latents = rollout.play(lambda feeds: run_rows(session, feeds, 1)[name], inputs)
     psnr = drift.psnr_db(rollout.latents, latents) if known else math.nan
-    return Strip(f"{artifact.name} ({run.label})", _pictures(latents), psnr)
+    return Strip(f"{artifact.name} ({run.label})", drawn(latents), psnr)
 
 
 def _pictures(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -133,11 +143,11 @@ def _pictures(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     return pictures
 
 
-def _write(strips: Sequence[Strip], png: Path) -> None:
+def _write(strips: Sequence[Strip], png: Path, scale: int) -> None:
     from PIL import Image
 
     whole = np.concatenate([np.concatenate(list(strip.pictures), axis=1) for strip in strips])
     try:
-        Image.fromarray(whole.repeat(SCALE, axis=0).repeat(SCALE, axis=1)).save(png, format="PNG")
+        Image.fromarray(whole.repeat(scale, axis=0).repeat(scale, axis=1)).save(png, format="PNG")
     except OSError as error:
         raise ResourceError(f"{png} can't be written: {error.strerror or error}") from error

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import Preprocess
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.export import calibrate, onnx_files, provenance
+from deploykit.export.own_run import open_graph
 from deploykit.export.quantize.placement import Question, choose
 from deploykit.export.quantize.stage import QuantizeOptions, quantize
 from deploykit.export.rewrites.editing import Sizes, sizes
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
-from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.judge import run_rows
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def rows_of(inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float3
 
 def run(path: str, rows: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """Return what a graph says to rows, in ONNX Runtime."""
-    config = RunConfig("onnxruntime", precision="f32")
-    with get_backend(config.backend).open(path, config) as session:
+    with open_graph(Path(path)) as session:
         return run_rows(session, rows)
 
 

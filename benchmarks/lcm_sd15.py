@@ -1,0 +1,250 @@
+"""The UNet of a latent consistency model at full size, 860 M parameters: memory, seconds, drift and speed.
+
+    python -m benchmarks.lcm_sd15 --state FOLDER [--out docs/results/lcm_sd15.md]
+
+Weights are random. Every export is a process of its own, whose tree's anonymous memory is looked at every 50 ms. `--state`
+holds bundles and the cache, 40 GB. Speed is measured with one process per candidate, asked in turn, ratios paired by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import psutil
+
+from deploykit.artifact import RunConfig, TensorSpec
+from deploykit.bundle import Bundle
+from deploykit.manifest import Machine, Manifest
+from deploykit.models import lcm, sources
+from deploykit.models.original import SourceOptions
+from deploykit.runtime import drift
+from deploykit.runtime.backends.base import Tensors, get_backend
+from deploykit.runtime.judge import run_rows
+from deploykit.runtime.latency import BenchOptions, Candidate, measure
+from deploykit.verdict import Timing
+
+MODEL: Final = "lcm:sd15"
+AXES: Final = ("batch", "height", "width", "sequence")
+OPEN: Final = tuple(f"--dynamic={axis}" for axis in AXES)
+PERIOD_S: Final = 0.05
+#: Name, and how each bundle is asked for: those that nothing is judged in come first, and show what making them takes.
+EXPORTS: Final = (
+    ("fp32, made alone", ("--fp32", "--ort", *OPEN, "--no-verify", "--no-cache")),
+    ("fp16, from it", ("--fp16", "--ort", *OPEN, "--no-verify")),
+    ("int8-weights, from it", ("--int8-weights", "--ort", *OPEN, "--no-verify")),
+    ("fp32, judged", ("--fp32", "--ort", "--openvino", *OPEN)),
+    ("fp16 and int8-weights, judged", ("--fp16", "--int8-weights", "--openvino", *OPEN)),
+    ("int8, judged", ("--int8", "--openvino", "--no-repair")),
+)
+#: Height and width of latents that nothing was traced at.
+SIZES: Final = ((64, 64), (48, 80), (96, 96))
+#: What is timed: the bundle, the end of the artifact's name, and how it is run.
+TIMED: Final = (
+    ("fp32, judged", "fp32.ort", RunConfig("onnxruntime", precision="f32")),
+    ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="f32")),
+    ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="auto")),
+    ("int8, judged", "int8.openvino", RunConfig("openvino", precision="auto")),
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A process that ended: seconds, and the most anonymous memory that its tree held, bytes."""
+
+    code: int
+    seconds: float
+    peak: int
+
+
+def anonymous(pid: int) -> int:
+    """Return the bytes of a process that no file stands behind."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def watched(words: Sequence[str], cache: Path) -> Ran:
+    """Run a process to its end and look at its tree's memory."""
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(words, env={**os.environ, "DEPLOYKIT_CACHE": str(cache)})
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            tree = [root.pid, *(child.pid for child in root.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            break
+        peak = max(peak, sum(map(anonymous, tree)))
+        time.sleep(PERIOD_S)
+    return Ran(process.wait(), time.perf_counter() - started, peak)
+
+
+def plain(out: Path) -> None:
+    """Export with nothing but PyTorch: what `--plain` runs in a process of its own."""
+    import torch
+
+    original = sources.resolve(MODEL, SourceOptions(random_weights=True))
+    module = sources.open_module(original)
+    shapes = original.takes.at({"batch": 2, "height": 24, "width": 32, "sequence": 7})
+    kinds = {each.name: getattr(torch, each.dtype) for each in original.takes.inputs}
+    examples = tuple(torch.zeros(shape, dtype=kinds[name]) for name, shape in shapes.items())
+    torch.onnx.export(module, examples, str(out), dynamo=True, external_data=True, opset_version=21, verbose=False)
+
+
+def exports(state: Path) -> Iterator[tuple[str, Ran, Manifest]]:
+    """Make every bundle."""
+    for title, words in EXPORTS:
+        out = bundle_of(state, title)
+        command = [sys.executable, "-m", "deploykit", "export", MODEL, "--random-weights", *words, "--no-bench"]
+        ran = watched([*command, "--replace", "--out", str(out)], state / "cache")
+        print(f"{title}: exit {ran.code}, {ran.seconds:.0f} s, {ran.peak / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        yield title, ran, Bundle.open(out).manifest
+
+
+def bundle_of(state: Path, title: str) -> Path:
+    """Return where a bundle lies."""
+    return state / title.replace(", ", "-").replace(" ", "-")
+
+
+def sized(state: Path) -> Iterator[str]:
+    """Yield a line for each size and runtime: how far an artifact lies from PyTorch there."""
+    original = sources.resolve(MODEL, SourceOptions(random_weights=True))
+    feeds: dict[tuple[int, int], Tensors] = {
+        (height, width): lcm.inputs_of(original.takes, {"height": height, "width": width}, [999])
+        for height, width in SIZES
+    }
+    with sources.open_original(original) as session:
+        wanted = {size: run_rows(session, rows, 1)["out_sample"] for size, rows in feeds.items()}
+    for title, ending, run in TIMED[:2]:
+        path = _file(state, title, ending)
+        with get_backend(run.backend).open(str(path), run) as session:
+            for size, rows in feeds.items():
+                found = run_rows(session, rows, 1)["out_sample"]
+                yield f"| {ending} | {size[0]}x{size[1]} | {drift.sqnr_db(wanted[size], found):.1f} |"
+
+
+def _file(state: Path, title: str, ending: str) -> Path:
+    root = bundle_of(state, title)
+    return next(root / one.main.path for one in Bundle.open(root).manifest.artifacts if one.name.endswith(ending))
+
+
+def timed(state: Path, options: BenchOptions) -> tuple[Timing, ...]:
+    """Time a step of one row at 64x64 latents, PyTorch first."""
+    original = sources.resolve(MODEL, SourceOptions(random_weights=True))
+    model, run = original.reference
+    first = Candidate("PyTorch eager", model, run)
+    others = [
+        Candidate(f"{ending} {run.precision}", str(_file(state, title, ending)), run) for title, ending, run in TIMED
+    ]
+    rows = lcm.inputs_of(original.takes, {}, [999])
+
+    def feeds(_specs: tuple[TensorSpec, ...]) -> Tensors:
+        return rows
+
+    def progress(done: int, total: int) -> None:
+        print(f"{done} of {total} bursts", file=sys.stderr, flush=True)
+
+    return measure([first, *others], feeds, options, baseline=first.name, progress=progress)
+
+
+def verdicts(manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each judgement."""
+    for judgement in manifest.judgements:
+        metrics, ran = judgement.metrics, judgement.ran
+        share = metrics.get("int8_share")
+        cells = (
+            judgement.artifact.split(".", 1)[1],
+            ran.precision if ran else "–",
+            *(
+                f"{metrics.get(key, np.nan):.1f}"
+                for key in ("sqnr_db", *(f"sqnr_db_step_{step}" for step in range(1, 5)))
+            ),
+            f"{metrics.get('latent_psnr_db', np.nan):.1f}",
+            "–" if share is None else f"{100 * share:.1f}",
+            judgement.verdict.value,
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state", type=Path, required=True, help="folder of bundles and the cache")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.plain:
+        plain(given.plain)
+        return
+    state: Path = given.state
+    (state / "plain").mkdir(parents=True, exist_ok=True)
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.lcm_sd15",
+        "--state",
+        str(state),
+        "--plain",
+        str(state / "plain/model.onnx"),
+    ]
+    theirs, machine = watched(words, state / "cache"), Machine.here()
+    weights = 4 * sources.resolve(MODEL, SourceOptions(random_weights=True)).parameters
+    lines = [
+        "# A UNet of 860 M parameters",
+        "",
+        f"`python -m benchmarks.lcm_sd15 --state FOLDER`, {machine.cpu}, {machine.cores} cores,",
+        f"Python {platform.python_version()}.",
+        "Random weights; latents of 64x64, prompts of 77 tokens. Memory is anonymous, of the whole process tree.",
+        "",
+        "| what | seconds | of these, tracing and saving | simplifying | peak, GB | of the fp32 weights | exit |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| torch.onnx.export alone | {theirs.seconds:.0f} | {theirs.seconds:.0f} | – | {theirs.peak / 1e9:.2f} | "
+        f"{theirs.peak / weights:.2f} | {theirs.code} |",
+    ]
+    judged = []
+    for title, ran, manifest in exports(state):
+        stages = {record.stage: record.seconds for record in manifest.stages if not record.cached}
+        parts = (f"{stages[name]:.0f}" if name in stages else "–" for name in ("trace", "simplify"))
+        peak = f"{ran.peak / 1e9:.2f} | {ran.peak / weights:.2f}"
+        lines.append(f"| {title} | {ran.seconds:.0f} | {' | '.join(parts)} | {peak} | {ran.code} |")
+        judged += list(verdicts(manifest))
+    lines += [
+        "",
+        "| artifact | ran in | SQNR, dB | step 1 | step 2 | step 3 | step 4 | latents, dB | int8, % | verdict |",
+    ]
+    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *judged]
+    lines += ["", "| artifact | latents | SQNR from PyTorch, dB |", "|---|---|---:|", *sized(state)]
+    lines += [
+        "",
+        f"A step of one row, {given.threads} threads:",
+        "",
+        "| candidate | ran in | s | n | times PyTorch's speed |",
+    ]
+    lines += ["|---|---|---:|---:|---:|"]
+    for timing in timed(state, BenchOptions(rounds=given.rounds, threads=given.threads)):
+        speed = timing.speedup
+        ratio = "1" if speed is None else f"{speed.median:.2f} ({speed.lower:.2f} to {speed.upper:.2f})"
+        lines.append(
+            f"| {timing.candidate} | {timing.ran.precision} | {timing.median_ms / 1e3:.2f} | {timing.n} | {ratio} |"
+        )
+    text = "\n".join([*lines, ""])
+    print(text)
+    if given.out:
+        given.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
