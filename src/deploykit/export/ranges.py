@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ CHANNEL_AXES: Final[Mapping[str, int]] = {"Conv": 1, "ConvTranspose": 1, "MatMul
 #: Reductions take their axes as an input since this opset; ReduceMean, ReduceMax and ReduceMin alike.
 AXES_AS_INPUT: Final = 18
 PREFIX: Final = "deploykit.watch."
+RECORDS: Final = f"{PREFIX}records"
 
 
 @dataclass(frozen=True)
@@ -73,27 +75,26 @@ class RangesOptions:
 
 
 def watch(model: onnx.ModelProto) -> tuple[Watched, ...]:
-    """Add outputs to `model`, in place, that tell about every floating tensor, and return what they tell about, in order.
+    """Let `model`, in place, tell about every floating tensor instead of answering, and return what it tells about, in order.
 
-    The outputs are called `deploykit.watch.` and: `min`, `max` [T]; `sizes` int64 [T] and `samples` [sum of sizes];
-    `channel_min`, `channel_max`, `channel_mean` [sum of channels].
+    Its one output, float32, is one record after another: min, max, number of samples, samples, and least, largest and mean
+    value of each channel. ONNX Runtime computes the output that comes last, and of its inputs that whose node comes last,
+    with all that it takes: with records in reverse and nothing else to compute, each tensor is given up as soon as its own
+    record is made. Otherwise the whole network would be computed first and every tensor kept: 14 GB of a large UNet's.
     """
     import onnx
 
     watched = tuple(_watchable(model))
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     builder = _Builder(opset)
-    for entry in watched:
+    for entry in reversed(watched):
         builder.add(entry)
     graph = model.graph
     graph.node.extend(builder.nodes)
     graph.initializer.extend(builder.constants)
-    kinds = {"sizes": onnx.TensorProto.INT64}
-    for key, pieces in builder.pieces.items():
-        name = f"{PREFIX}{key}"
-        graph.node.append(onnx.helper.make_node("Concat", pieces, [name], axis=0))
-        kind = kinds.get(key, onnx.TensorProto.FLOAT)
-        graph.output.append(onnx.helper.make_tensor_value_info(name, kind, [None]))
+    graph.node.append(onnx.helper.make_node("Concat", builder.records[::-1], [RECORDS], axis=0))
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info(RECORDS, onnx.TensorProto.FLOAT, [None]))
     return watched
 
 
@@ -148,7 +149,7 @@ class _Builder:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.pieces: dict[str, list[str]] = {key: [] for key in ("min", "max", "sizes", "samples")}
+        self.records: list[str] = []
         self._flat = self._constant("flat", [-1])
         self._zero, self._end = self._constant("zero", [0]), self._constant("end", [2**62])
 
@@ -156,18 +157,14 @@ class _Builder:
         flat = self._node("Reshape", [entry.name, self._flat])
         step = self._constant(f"step{entry.step}", [entry.step])
         samples = self._node("Slice", [flat, self._zero, self._end, self._zero, step])
-        self.pieces["samples"].append(samples)
-        self.pieces["sizes"].append(self._node("Reshape", [self._node("Size", [samples]), self._flat]))
-        if entry.axis is None:
-            self.pieces["min"].append(self._reduce("ReduceMin", flat, (0,), keep=True))
-            self.pieces["max"].append(self._reduce("ReduceMax", flat, (0,), keep=True))
-            return
-        for key, op in (("min", "ReduceMin"), ("max", "ReduceMax")):
-            channels = self._reduce(op, entry.name, entry.axes, keep=False)
-            self.pieces.setdefault(f"channel_{key}", []).append(channels)
-            self.pieces[key].append(self._reduce(op, channels, (0,), keep=True))
-        means = self._reduce("ReduceMean", entry.name, entry.axes, keep=False)
-        self.pieces.setdefault("channel_mean", []).append(means)
+        count = self._node("Cast", [self._node("Reshape", [self._node("Size", [samples]), self._flat])], to=1)
+        channels: list[str] = []
+        if entry.axis is not None:
+            kinds = ("ReduceMin", "ReduceMax", "ReduceMean")
+            channels = [self._reduce(op, entry.name, entry.axes, keep=False) for op in kinds]
+        low, high = (channels[0], channels[1]) if channels else (flat, flat)
+        ends = [self._reduce("ReduceMin", low, (0,), keep=True), self._reduce("ReduceMax", high, (0,), keep=True)]
+        self.records.append(self._node("Concat", [*ends, count, samples, *channels], axis=0))
 
     def _reduce(self, op: str, tensor: str, axes: Sequence[int], *, keep: bool) -> str:
         if self.opset < AXES_AS_INPUT:
@@ -218,14 +215,14 @@ def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) ->
 
 
 def _seen(watched: Sequence[Watched], found: Mapping[str, Tensor]) -> Iterator[Seen]:
-    told = {key.removeprefix(PREFIX): array for key, array in found.items() if key.startswith(PREFIX)}
-    samples = np.split(told["samples"], np.cumsum(told["sizes"])[:-1])
-    ends = np.cumsum([entry.channels for entry in watched])[:-1]
-    nothing = np.empty(0, np.float32)
-    by_channel = [np.split(told.get(f"channel_{key}", nothing), ends) for key in ("min", "max", "mean")]
-    rows = zip(told["min"], told["max"], samples, *by_channel, strict=True)
-    for low, high, values, channel_min, channel_max, channel_mean in rows:
-        yield Seen(float(low), float(high), values, channel_min, channel_max, channel_mean)
+    """Yield what the records tell, in the order of what is watched."""
+    told, at = found[RECORDS], 0
+    for entry in watched:
+        low, high, count = told[at : at + 3]
+        ends = np.cumsum([3, int(count), entry.channels, entry.channels, entry.channels])
+        values, *by_channel = (told[at + start : at + end] for start, end in pairwise(ends))
+        at += int(ends[-1])
+        yield Seen(float(low), float(high), values, *by_channel)
 
 
 def _from_images(inputs: Inputs, options: RangesOptions, workspace: Workspace) -> Facts:
