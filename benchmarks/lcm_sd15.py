@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,6 @@ from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensors, get_backend
 from deploykit.runtime.judge import run_rows
 from deploykit.runtime.latency import BenchOptions, Candidate, measure
-from deploykit.verdict import Timing
 
 MODEL: Final = "lcm:sd15"
 AXES: Final = ("batch", "height", "width", "sequence")
@@ -41,7 +40,6 @@ PERIOD_S: Final = 0.05
 EXPORTS: Final = (
     ("fp32, made alone", ("--fp32", "--ort", *OPEN, "--no-verify", "--no-cache")),
     ("fp16, from it", ("--fp16", "--ort", *OPEN, "--no-verify")),
-    ("int8-weights, from it", ("--int8-weights", "--ort", *OPEN, "--no-verify")),
     ("fp32, judged", ("--fp32", "--ort", "--openvino", *OPEN)),
     ("fp16 and int8-weights, judged", ("--fp16", "--int8-weights", "--openvino", *OPEN)),
     ("int8, judged", ("--int8", "--openvino", "--no-repair")),
@@ -53,8 +51,21 @@ TIMED: Final = (
     ("fp32, judged", "fp32.ort", RunConfig("onnxruntime", precision="f32")),
     ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="f32")),
     ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="auto")),
-    ("int8, judged", "int8.openvino", RunConfig("openvino", precision="auto")),
 )
+#: What stands above each table.
+TITLES: Final = {
+    "judged": (
+        "| artifact | ran in | SQNR, dB | step 1 | step 2 | step 3 | step 4 | latents, dB | int8, % | verdict |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ),
+    "timed": (
+        "A step of one row, one process per candidate, paired:",
+        "",
+        "| candidate | ran in | s | n | times PyTorch's speed |",
+        "|---|---|---:|---:|---:|",
+    ),
+    "sized": ("| artifact | latents | SQNR from PyTorch, dB |", "|---|---|---:|"),
+}
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,8 @@ def _file(state: Path, title: str, ending: str) -> Path:
     return next(root / one.main.path for one in Bundle.open(root).manifest.artifacts if one.name.endswith(ending))
 
 
-def timed(state: Path, options: BenchOptions) -> tuple[Timing, ...]:
-    """Time a step of one row at 64x64 latents, PyTorch first."""
+def timed(state: Path, options: BenchOptions) -> Iterator[str]:
+    """Time a step of one row at 64x64 latents, and yield a line for each candidate, PyTorch first."""
     original = sources.resolve(MODEL, SourceOptions(random_weights=True))
     model, run = original.reference
     first = Candidate("PyTorch eager", model, run)
@@ -155,7 +166,11 @@ def timed(state: Path, options: BenchOptions) -> tuple[Timing, ...]:
     def progress(done: int, total: int) -> None:
         print(f"{done} of {total} bursts", file=sys.stderr, flush=True)
 
-    return measure([first, *others], feeds, options, baseline=first.name, progress=progress)
+    for timing in measure([first, *others], feeds, options, baseline=first.name, progress=progress):
+        speed = timing.speedup
+        ratio = "1" if speed is None else f"{speed.median:.2f} ({speed.lower:.2f} to {speed.upper:.2f})"
+        cells = (timing.candidate, timing.ran.precision, f"{timing.median_ms / 1e3:.2f}", timing.n, ratio)
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def verdicts(manifest: Manifest) -> Iterator[str]:
@@ -202,7 +217,7 @@ def main() -> None:
     ]
     theirs, machine = watched(words, state / "cache"), Machine.here()
     weights = 4 * sources.resolve(MODEL, SourceOptions(random_weights=True)).parameters
-    lines = [
+    head = [
         "# A UNet of 860 M parameters",
         "",
         f"`python -m benchmarks.lcm_sd15 --state FOLDER`, {machine.cpu}, {machine.cores} cores,",
@@ -214,36 +229,36 @@ def main() -> None:
         f"| torch.onnx.export alone | {theirs.seconds:.0f} | {theirs.seconds:.0f} | – | {theirs.peak / 1e9:.2f} | "
         f"{theirs.peak / weights:.2f} | {theirs.code} |",
     ]
-    judged = []
+    page = Page(given.out, head)
     for title, ran, manifest in exports(state):
         stages = {record.stage: record.seconds for record in manifest.stages if not record.cached}
         parts = (f"{stages[name]:.0f}" if name in stages else "–" for name in ("trace", "simplify"))
         peak = f"{ran.peak / 1e9:.2f} | {ran.peak / weights:.2f}"
-        lines.append(f"| {title} | {ran.seconds:.0f} | {' | '.join(parts)} | {peak} | {ran.code} |")
-        judged += list(verdicts(manifest))
-    lines += [
-        "",
-        "| artifact | ran in | SQNR, dB | step 1 | step 2 | step 3 | step 4 | latents, dB | int8, % | verdict |",
-    ]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *judged]
-    lines += ["", "| artifact | latents | SQNR from PyTorch, dB |", "|---|---|---:|", *sized(state)]
-    lines += [
-        "",
-        f"A step of one row, {given.threads} threads:",
-        "",
-        "| candidate | ran in | s | n | times PyTorch's speed |",
-    ]
-    lines += ["|---|---|---:|---:|---:|"]
-    for timing in timed(state, BenchOptions(rounds=given.rounds, threads=given.threads)):
-        speed = timing.speedup
-        ratio = "1" if speed is None else f"{speed.median:.2f} ({speed.lower:.2f} to {speed.upper:.2f})"
-        lines.append(
-            f"| {timing.candidate} | {timing.ran.precision} | {timing.median_ms / 1e3:.2f} | {timing.n} | {ratio} |"
-        )
-    text = "\n".join([*lines, ""])
-    print(text)
-    if given.out:
-        given.out.write_text(text, encoding="utf-8")
+        page.add("made", f"| {title} | {ran.seconds:.0f} | {' | '.join(parts)} | {peak} | {ran.code} |")
+        page.add("judged", *verdicts(manifest))
+        if title == TIMED[-1][0]:
+            page.add("timed", *timed(state, BenchOptions(rounds=given.rounds, threads=given.threads)))
+            page.add("sized", *sized(state))
+
+
+@dataclass
+class Page:
+    """The results, written anew with every line, so that a run that is broken off leaves what it saw."""
+
+    out: Path | None
+    head: list[str]
+    parts: dict[str, list[str]] = field(default_factory=lambda: {"made": [], **{name: [] for name in TITLES}})
+
+    def add(self, part: str, *lines: str) -> None:
+        """Add lines to a part."""
+        self.parts[part] += lines
+        told = [*self.head, *self.parts["made"]]
+        for name, title in TITLES.items():
+            told += ["", *title, *self.parts[name]] if self.parts[name] else []
+        text = "\n".join([*told, ""])
+        print("\n".join(lines), flush=True)
+        if self.out:
+            self.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploykit import optional, telemetry
+from deploykit import heap, optional, telemetry
 from deploykit.artifact import FileRecord
 from deploykit.errors import BadInputError, DeploykitError, Hint, InternalError, ResourceError
 from deploykit.export.cache import FILES, Cache, Entry, Made
@@ -125,6 +125,7 @@ class Pipeline:
         try:
             with _captured() if self.quiet else contextlib.nullcontext():
                 facts = node.stage.run(inputs, node.options, Workspace(folder / FILES, self.watcher.progressed))
+            heap.trim()  # the next stage may hold the weights again
             seconds = time.perf_counter() - started
             entry = Entry(node.stage.makes, _records(folder / FILES), facts, libraries, seconds)
             node.stage.ensure(inputs, node.options, Item(entry.kind, folder / FILES, entry.files, facts))
