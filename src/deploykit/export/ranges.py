@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 #: Values of each tensor that one image adds to its histogram.
 SAMPLES: Final = 1024
-#: Every how many values one is taken of a tensor whose size is not known ahead.
+#: Every how many values one is taken of a tensor whose size is not known ahead; of a large one every odd multiple of it, so
+#: that few are taken of it too.
 BLIND_STEP: Final = 61
 #: Channel axis of what goes in and out of the operators that have weights.
 CHANNEL_AXES: Final[Mapping[str, int]] = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
@@ -48,14 +49,14 @@ class Watched:
 
     Attributes:
         name: Of the tensor.
-        step: Every how many of its values one is taken.
+        step: Every how many of its values one is taken; None where only running the graph tells the tensor's size.
         axis: Of its channels; None where they have no meaning.
         axes: All other axes.
         channels: Size of the channel axis; 0 without one.
     """
 
     name: str
-    step: int
+    step: int | None
     axis: int | None
     axes: tuple[int, ...]
     channels: int
@@ -115,7 +116,7 @@ def _watchable(model: onnx.ModelProto) -> Iterator[Watched]:
             continue
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
         known = [dim for dim in dims if dim is not None]
-        step = _step(math.prod(known)) if len(known) == len(dims) else BLIND_STEP
+        step = _step(math.prod(known)) if len(known) == len(dims) else None
         axis = axes.get(name)
         if axis is None or len(dims) < 2 or dims[axis] is None:
             yield Watched(name, step, None, (), 0)
@@ -155,7 +156,7 @@ class _Builder:
 
     def add(self, entry: Watched) -> None:
         flat = self._node("Reshape", [entry.name, self._flat])
-        step = self._constant(f"step{entry.step}", [entry.step])
+        step = self._blind_step(flat) if entry.step is None else self._constant(f"step{entry.step}", [entry.step])
         samples = self._node("Slice", [flat, self._zero, self._end, self._zero, step])
         count = self._node("Cast", [self._node("Reshape", [self._node("Size", [samples]), self._flat])], to=1)
         channels: list[str] = []
@@ -165,6 +166,13 @@ class _Builder:
         low, high = (channels[0], channels[1]) if channels else (flat, flat)
         ends = [self._reduce("ReduceMin", low, (0,), keep=True), self._reduce("ReduceMax", high, (0,), keep=True)]
         self.records.append(self._node("Concat", [*ends, count, samples, *channels], axis=0))
+
+    def _blind_step(self, flat: str) -> str:
+        """Return the odd multiple of `BLIND_STEP` by which from half to twice `SAMPLES` values of a large tensor are taken."""
+        size = self._node("Reshape", [self._node("Size", [flat]), self._flat])
+        pairs = self._node("Div", [size, self._constant("pair", [2 * SAMPLES * BLIND_STEP])])
+        twice = self._node("Mul", [pairs, self._constant("twice", [2 * BLIND_STEP])])
+        return self._node("Add", [twice, self._constant("blind", [BLIND_STEP])])
 
     def _reduce(self, op: str, tensor: str, axes: Sequence[int], *, keep: bool) -> str:
         if self.opset < AXES_AS_INPUT:
@@ -291,6 +299,6 @@ def _rows(graph: Item, input_name: str) -> int:
 
 
 LIBRARIES = ("onnx", "onnxruntime")
-FROM_IMAGES = Stage("ranges", 3, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
-FROM_TABLE = Stage("ranges", 3, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
-FROM_GOLDEN = Stage("ranges", 3, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)
+FROM_IMAGES = Stage("ranges", 4, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_TABLE = Stage("ranges", 4, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
+FROM_GOLDEN = Stage("ranges", 4, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

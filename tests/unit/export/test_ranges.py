@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import pytest
 from tests.unit.export.cast_support import Array, hub, model, node, random
 
 from deploykit.export import onnx_files
-from deploykit.export.ranges import measure, watch
+from deploykit.export.ranges import SAMPLES, measure, watch
 
 WEIGHTS: dict[str, Array] = {
     "kernel": random(1, 256, 4, 3, 3, scale=0.3),
@@ -42,7 +44,22 @@ def test_an_open_batch_is_sampled_as_a_batch_of_one_is(tmp_path: Path) -> None:
 def test_small_tensors_are_taken_whole_and_large_ones_in_part() -> None:
     steps = {entry.name: entry.step for entry in watch(model(NODES, WEIGHTS, ("batch", 4, 8, 8)))}
     assert steps["c"] == steps["b"] == steps["y"] == 1
+    assert steps["a"] is not None
     assert steps["a"] > 8
+
+
+@pytest.mark.parametrize(("height", "least", "most"), [(1, 1, 1), (100, 52, 53), (4096, SAMPLES // 2, 2 * SAMPLES)])
+def test_of_a_tensor_whose_size_is_open_no_more_is_taken(height: int, least: int, most: int) -> None:
+    made = model([node("Relu", "x", "y")], {}, (1, 4, "height", 8))
+    assert [(entry.name, entry.step) for entry in watch(made)] == [("x", None), ("y", None)]
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    values = np.random.default_rng(1).standard_normal((1, 4, height, 8)).astype(np.float32)
+    (told,) = session.run(None, {"x": values})
+    low, high, count = told[:3]
+    assert (low, high) == (values.min(), values.max())
+    assert least <= count <= most
+    assert len(told) == 2 * (3 + count)
+    assert np.isin(told[3 : 3 + int(count)], values).all()
 
 
 def test_what_lies_behind_a_group_norm_is_looked_at_too() -> None:
