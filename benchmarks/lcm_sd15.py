@@ -9,18 +9,15 @@ holds bundles and the cache, 40 GB. Speed is measured with one process per candi
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import psutil
+from benchmarks.watched import Ran, watched
 
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.bundle import Bundle
@@ -35,7 +32,6 @@ from deploykit.runtime.latency import BenchOptions, Candidate, measure
 MODEL: Final = "lcm:sd15"
 AXES: Final = ("batch", "height", "width", "sequence")
 OPEN: Final = tuple(f"--dynamic={axis}" for axis in AXES)
-PERIOD_S: Final = 0.05
 #: Name, and how each bundle is asked for: those that nothing is judged in come first, and show what making them takes.
 EXPORTS: Final = (
     ("fp32, made alone", ("--fp32", "--ort", *OPEN, "--no-verify", "--no-cache")),
@@ -66,39 +62,6 @@ TITLES: Final = {
     ),
     "sized": ("| artifact | latents | SQNR from PyTorch, dB |", "|---|---|---:|"),
 }
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A process that ended: seconds, and the most anonymous memory that its tree held, bytes."""
-
-    code: int
-    seconds: float
-    peak: int
-
-
-def anonymous(pid: int) -> int:
-    """Return the bytes of a process that no file stands behind."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
-def watched(words: Sequence[str], cache: Path) -> Ran:
-    """Run a process to its end and look at its tree's memory."""
-    started, peak = time.perf_counter(), 0
-    process = subprocess.Popen(words, env={**os.environ, "DEPLOYKIT_CACHE": str(cache)})
-    root = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            tree = [root.pid, *(child.pid for child in root.children(recursive=True))]
-        except psutil.NoSuchProcess:
-            break
-        peak = max(peak, sum(map(anonymous, tree)))
-        time.sleep(PERIOD_S)
-    return Ran(process.wait(), time.perf_counter() - started, peak)
 
 
 def plain(out: Path) -> None:

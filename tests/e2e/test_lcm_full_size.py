@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benchmarks.lcm_sd15 import MODEL, OPEN, watched
+from benchmarks.lcm_sd15 import MODEL, OPEN
+from benchmarks.watched import watched
 
 import deploykit
 
