@@ -37,16 +37,27 @@ EXPORTS: Final = (
     ("fp32, made alone", ("--fp32", "--ort", *OPEN, "--no-verify", "--no-cache")),
     ("fp16, from it", ("--fp16", "--ort", *OPEN, "--no-verify")),
     ("fp32, judged", ("--fp32", "--ort", "--openvino", *OPEN)),
-    ("fp16 and int8-weights, judged", ("--fp16", "--int8-weights", "--openvino", *OPEN)),
+    ("fp16 and int8-weights, judged", ("--fp16", "--int8-weights", "--openvino", "--no-repair", *OPEN)),
+    ("fp16 for TensorRT-RTX", ("--fp16", "--trt-rtx", "--no-verify", *OPEN)),
     ("int8, judged", ("--int8", "--openvino", "--no-repair")),
 )
 #: Height and width of latents that nothing was traced at.
 SIZES: Final = ((64, 64), (48, 80), (96, 96))
-#: What is timed: the bundle, the end of the artifact's name, and how it is run.
+ORT: Final = RunConfig("onnxruntime", precision="f32")
+OPENVINO: Final = RunConfig("openvino", precision="f32")
+OWN_CHOICE: Final = RunConfig("openvino", precision="auto")
+#: What is compared at other sizes: the bundle, the end of the artifact's name, and how it is run.
+SIZED: Final = (
+    ("fp32, judged", "fp32.ort", ORT),
+    ("fp32, judged", "fp32.openvino", OPENVINO),
+    ("fp16 and int8-weights, judged", "fp16.openvino", OPENVINO),
+    ("fp16 and int8-weights, judged", "int8-weights.openvino", OPENVINO),
+)
+#: What is timed, described alike.
 TIMED: Final = (
-    ("fp32, judged", "fp32.ort", RunConfig("onnxruntime", precision="f32")),
-    ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="f32")),
-    ("fp32, judged", "fp32.openvino", RunConfig("openvino", precision="auto")),
+    *SIZED[:2],
+    ("fp32, judged", "fp32.openvino", OWN_CHOICE),
+    ("int8, judged", "int8.openvino", OWN_CHOICE),
 )
 #: What stands above each table.
 TITLES: Final = {
@@ -100,7 +111,7 @@ def sized(state: Path) -> Iterator[str]:
     }
     with sources.open_original(original) as session:
         wanted = {size: run_rows(session, rows, 1)["out_sample"] for size, rows in feeds.items()}
-    for title, ending, run in TIMED[:2]:
+    for title, ending, run in SIZED:
         path = _file(state, title, ending)
         with get_backend(run.backend).open(str(path), run) as session:
             for size, rows in feeds.items():
@@ -199,9 +210,8 @@ def main() -> None:
         peak = f"{ran.peak / 1e9:.2f} | {ran.peak / weights:.2f}"
         page.add("made", f"| {title} | {ran.seconds:.0f} | {' | '.join(parts)} | {peak} | {ran.code} |")
         page.add("judged", *verdicts(manifest))
-        if title == TIMED[-1][0]:
-            page.add("timed", *timed(state, BenchOptions(rounds=given.rounds, threads=given.threads)))
-            page.add("sized", *sized(state))
+    page.add("timed", *timed(state, BenchOptions(rounds=given.rounds, threads=given.threads)))
+    page.add("sized", *sized(state))
 
 
 @dataclass

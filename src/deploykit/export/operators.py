@@ -29,27 +29,29 @@ def write_out(program: torch.export.ExportedProgram) -> tuple[torch.export.Expor
     """Write out the operators in `written_out`.
 
     Returns:
-        The program, and the operators of which it holds fewer than before.
+        The program, the same object where nothing is to be written out, and the operators that were.
     """
     table = written_out()
-    before = _count(program)
-    used = {operator: function for operator, function in table.items() if before.get(operator)}
+    used = {node.target: table[node.target] for node in program.graph.nodes if _is_written_out(node, table)}
     if not used:
         return program, ()
-    after = program.run_decompositions(dict(used))
-    left = _count(after)
-    changed = tuple(
-        str(operator.overloadpacket.__name__) for operator in used if left.get(operator, 0) < before[operator]
-    )
-    return (after, changed) if changed else (program, ())
+    changed = tuple(str(operator.overloadpacket.__name__) for operator in used)
+    return program.run_decompositions(dict(used)), changed
 
 
-def _count(program: torch.export.ExportedProgram) -> dict[Any, int]:
-    found: dict[Any, int] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            found[node.target] = found.get(node.target, 0) + 1
-    return found
+def _is_written_out(node: torch.fx.Node, table: Written) -> bool:
+    """Tell whether the table's function takes a node, given the shapes that were traced.
+
+    Asked of every node because taking a program apart, which would tell as well, lasts as long as tracing it.
+    """
+    from torch.fx.node import map_arg
+
+    if node.target not in table:
+        return False
+    with node.meta["val"].fake_mode:
+        arguments = map_arg(node.args, lambda of: of.meta["val"])
+        named = {key: map_arg(value, lambda of: of.meta["val"]) for key, value in node.kwargs.items()}
+        return table[node.target](*arguments, **named) is not NotImplemented
 
 
 def attention(

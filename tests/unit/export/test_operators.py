@@ -33,6 +33,7 @@ def written(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -
     dims = ({0: torch.export.Dim("batch", min=1, max=64)},)
     program = torch.export.export(Network(function), (x,), dynamic_shapes=dims)
     after, names = operators.write_out(program)
+    assert names or after is program, "a program that nothing is written out of was taken apart for nothing"
     other = torch.randn((5, *x.shape[1:]), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(after.module()(other), function(other), rtol=1e-5, atol=1e-6)
     return names
