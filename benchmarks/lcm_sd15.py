@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ def exports(state: Path) -> Iterator[tuple[str, Ran, Manifest]]:
         ran = watched([*command, "--replace", "--out", str(out)], state / "cache")
         print(f"{title}: exit {ran.code}, {ran.seconds:.0f} s, {ran.peak / 1e9:.2f} GB", file=sys.stderr, flush=True)
         yield title, ran, Bundle.open(out).manifest
+        if title not in {wanted for wanted, *_ in (*SIZED, *TIMED)}:
+            shutil.rmtree(out)
 
 
 def bundle_of(state: Path, title: str) -> Path:
@@ -190,6 +193,7 @@ def main() -> None:
         str(state / "plain/model.onnx"),
     ]
     theirs, machine = watched(words, state / "cache"), Machine.here()
+    shutil.rmtree(state / "plain")
     weights = 4 * sources.resolve(MODEL, SourceOptions(random_weights=True)).parameters
     head = [
         "# A UNet of 860 M parameters",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -321,6 +323,34 @@ def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path
         done = run("run", *words)
         assert (done.code, told in done.err) == (code, True), done.err
     assert not Path(png).exists()
+
+
+def test_a_report_shows_what_all_artifacts_draw(made: deploykit.Exported, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = run("verify", str(made.bundle.root), "--html", str(page))
+    assert done.code == 0, done.err
+    assert f"wrote   {page}" in done.out
+    shown = re.findall(r'<img alt="pictures of ([^" ]+)[^"]*" src="data:image/png;base64,([^"]+)">', page.read_text())
+    assert [name for name, _ in shown] == ["original", *(each.name for each in made.bundle.manifest.artifacts)]
+    drawn = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int) for _, png in shown]
+    assert all(picture.shape == (16 * 8, 4 * 16 * 8, 3) for picture in drawn)
+    assert all(np.abs(picture - drawn[0]).max() <= 8 for picture in drawn[1:])
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_judged(
+    made: deploykit.Exported, tmp_path: Path
+) -> None:
+    root, page = str(made.bundle.root), str(tmp_path / "no.html")
+    for words, code, told in (
+        ((root, "--html", "/no/such/folder/x.html"), 5, "no such folder"),
+        ((root, "--html", str(tmp_path)), 5, "it is a folder"),
+        ((root, "--vae", "sd"), 2, "--vae is for the pictures of --html"),
+        ((root, "--html", page, "--vae", str(tmp_path)), 2, "holds no autoencoder"),
+        ((str(made.bundle.root / f"{TINY}.fp32.onnx"), "--html", page, "--vae", "sd"), 2, "--vae is for a bundle"),
+    ):
+        done = run("verify", *words)
+        assert (done.code, told in done.err, done.out) == (code, True, ""), done.err
+    assert not Path(page).exists()
 
 
 @pytest.mark.skipif(COMPONENTS[RTX.module].version() is None, reason="TensorRT for RTX is not installed here")

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from deploykit.cli import source
+from deploykit.errors import UsageError
 
 EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
     "deploykit verify deploy/tiny-convnext --data val/",
     "deploykit verify deploy/tiny-convnext --data labels.csv",
     "deploykit verify deploy/tiny-convnext --device cuda",
+    "deploykit verify deploy/tiny-lcm-unet --html report.html",
     "deploykit verify model.onnx --reference tiny-convnext",
 )
 
@@ -46,6 +48,14 @@ def verify(
     family: source.Family = None,
     lora: source.Lora = None,
     allow_not_run: Annotated[bool, typer.Option("--allow-not-run", help="Exit 0 though some could not run.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the report as one HTML file, a diffusion model's pictures in it."),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Decoder of --html where latents aren't pixels: a diffusers folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare hashes, then judge every artifact afresh against the reference outputs. PyTorch is not needed for a bundle.
@@ -57,6 +67,12 @@ def verify(
     from deploykit.workflow.options import VerifyOptions
     from deploykit.workflow.verify import verify as verify_target
 
+    if html is not None:
+        from deploykit.workflow.page import check_page, write_page
+
+        check_page(target, html, vae)
+    elif vae is not None:
+        raise UsageError("--vae is for the pictures of --html FILE")
     options = VerifyOptions(
         reference=reference,
         data=str(data) if data else None,
@@ -81,6 +97,8 @@ def verify(
     )
     with render.steps(quiet=as_json) as progress:
         report = verify_target(target, options, progress)
+    if html is not None:
+        write_page(report, target, html, vae)
     if as_json:
         from deploykit.runtime.report.records import report_record
 
@@ -91,6 +109,8 @@ def verify(
         artifacts = Bundle.open(target).manifest.artifacts if target.is_dir() else ()
         render.print_report(report, {artifact.name: artifact.bytes for artifact in artifacts})
         render.out().print(terminal.summary(report), markup=False)
+        if html is not None:
+            render.out().print(f"wrote   {html}", markup=False)
     raise typer.Exit(report.exit_code(strict=not allow_not_run))
 
 

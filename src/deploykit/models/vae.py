@@ -41,7 +41,7 @@ def decode(folder: Path, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     optional.require("torch", "diffusers", "safetensors")
     import torch
 
-    decoder = _opened(folder, latents.shape[1])
+    decoder = _opened(place_of(folder, latents.shape[1]))
     scaled = torch.from_numpy(latents) / decoder.config.scaling_factor
     with torch.inference_mode():
         return np.concatenate([_grey(decoder.decode(row[None], return_dict=False)[0]) for row in scaled])
@@ -53,10 +53,13 @@ def _grey(values: torch.Tensor) -> NDArray[np.uint8]:
     return pictures
 
 
-def _opened(folder: Path, channels: int) -> Any:  # noqa: ANN401 - a module with methods of its own
-    """Build the autoencoder and load its weights. Raises what `decode` does."""
-    from diffusers import AutoencoderKL
+def place_of(folder: Path, channels: int) -> Path:
+    """Return the folder of the autoencoder that decodes latents of so many channels; nothing is loaded.
 
+    Raises:
+        UsageError: There is none, or one of other latents.
+        BadInputError: Its configuration is damaged.
+    """
     place = folder / FOLDER if (folder / FOLDER / CONFIG).is_file() else folder
     if not (place / CONFIG).is_file():
         raise UsageError(f"{folder} holds no autoencoder: there is neither {FOLDER}/{CONFIG} nor {CONFIG}", HINT)
@@ -69,6 +72,17 @@ def _opened(folder: Path, channels: int) -> Any:  # noqa: ANN401 - a module with
         raise UsageError(
             f"{place} decodes latents of {config.get('latent_channels')} channels; these have {channels}", HINT
         )
+    return place
+
+
+def _opened(place: Path) -> Any:  # noqa: ANN401 - a module with methods of its own
+    """Build the autoencoder and load its weights.
+
+    Raises:
+        BadInputError: It is damaged.
+    """
+    from diffusers import AutoencoderKL
+
     try:
         return AutoencoderKL.from_pretrained(place, local_files_only=True, use_safetensors=True).eval()
     except FOREIGN as error:

@@ -6,8 +6,9 @@ nothing but a decoder, where latents aren't pixels.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,34 +89,83 @@ def sample(target: Path, png: Path, seed: int | None = None, decoder: Path | Non
     bundle = Bundle.open(target if target.is_dir() else target.parent)
     bundle.check()
     golden = golden_of(bundle)
-    if golden.rollout is None:
-        raise UsageError(
-            f"{target} walks no steps from noise: there is nothing to sample", Hint("deploykit run FILE IMAGE")
-        )
-    channels = golden.rollout.latents.shape[1]
-    if channels != PIXELS and decoder is None:
-        raise UsageError(
-            f"{target} makes latents of {channels} channels, which are no pictures without a decoder",
-            Hint("--vae FOLDER"),
-        )
-    drawn = _pictures if decoder is None else partial(vae.decode, decoder)
-    inputs, rollout = (golden.inputs, golden.rollout) if seed is None else _anew(golden, golden.rollout, seed)
     chosen = [
         artifact for artifact in bundle.manifest.artifacts if target.is_dir() or target.name == artifact.main.path
     ]
     if not chosen:
         raise UsageError(f"{target} is no artifact of the bundle that it lies in")
+    strips, refused = draw(bundle, golden, chosen, seed, decoder)
+    if len(refused) == len(chosen):
+        raise next(reversed(refused.values()))
+    whole = np.concatenate([row_of(strip) for strip in strips])
+    try:
+        png.write_bytes(png_of(whole, scale_of(decoder)))
+    except OSError as error:
+        raise ResourceError(f"{png} can't be written: {error.strerror or error}") from error
+    return Sampled(tuple(strips), tuple(f"{name}: {error.message}" for name, error in refused.items()))
+
+
+def rollout_of(bundle: Bundle, golden: Golden, decoder: Path | None) -> Rollout:
+    """Return how a bundle walks to what a picture can be made of.
+
+    Raises:
+        UsageError: It is no diffusion model, or one whose latents need a decoder.
+    """
+    if golden.rollout is None:
+        raise UsageError(
+            f"{bundle.root} walks no steps from noise: there is nothing to sample", Hint("deploykit run FILE IMAGE")
+        )
+    channels = golden.rollout.latents.shape[1]
+    if channels != PIXELS and decoder is None:
+        raise UsageError(
+            f"{bundle.root} makes latents of {channels} channels, which are no pictures without a decoder",
+            Hint("--vae FOLDER"),
+        )
+    return golden.rollout
+
+
+def draw(
+    bundle: Bundle, golden: Golden, chosen: Iterable[Artifact], seed: int | None, decoder: Path | None
+) -> tuple[list[Strip], dict[str, DeploykitError]]:
+    """Let artifacts walk.
+
+    Returns:
+        What they made, the original's first unless there is a seed; and those that can't run here, by name.
+
+    Raises:
+        UsageError: The bundle makes no pictures, or the decoder is one of other latents.
+        BadInputError: The decoder is damaged.
+    """
+    known = rollout_of(bundle, golden, decoder)
+    drawn = _pictures if decoder is None else partial(vae.decode, decoder)
+    inputs, rollout = (golden.inputs, known) if seed is None else _anew(golden, known, seed)
     strips = [] if seed is not None else [Strip("original", drawn(rollout.latents), math.inf)]
-    refused: list[tuple[str, DeploykitError]] = []
+    refused: dict[str, DeploykitError] = {}
     for artifact in chosen:
         try:
             strips.append(_strip(bundle, artifact, (inputs, rollout), drawn, known=seed is None))
         except DeploykitError as error:
-            refused.append((artifact.name, error))
-    if len(refused) == len(chosen):
-        raise refused[-1][1]
-    _write(strips, png, SCALE if decoder is None else 1)
-    return Sampled(tuple(strips), tuple(f"{name}: {error.message}" for name, error in refused))
+            refused[artifact.name] = error
+    return strips, refused
+
+
+def scale_of(decoder: Path | None) -> int:
+    """Return the side of the square that a pixel of a picture is drawn as."""
+    return SCALE if decoder is None else 1
+
+
+def row_of(strip: Strip) -> NDArray[np.uint8]:
+    """Return a strip's pictures side by side, uint8 [height, N width, 3]."""
+    return np.concatenate(list(strip.pictures), axis=1)
+
+
+def png_of(picture: NDArray[np.uint8], scale: int) -> bytes:
+    """Return a picture, uint8 [height, width, 3], as a PNG `scale` times its size."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1)).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _anew(golden: Golden, rollout: Rollout, seed: int) -> tuple[dict[str, Tensor], Rollout]:
@@ -141,13 +191,3 @@ def _pictures(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     grey = (np.clip(latents, -1.0, 1.0) + 1.0) * 127.5
     pictures: NDArray[np.uint8] = np.rint(grey).astype(np.uint8).transpose(0, 2, 3, 1)
     return pictures
-
-
-def _write(strips: Sequence[Strip], png: Path, scale: int) -> None:
-    from PIL import Image
-
-    whole = np.concatenate([np.concatenate(list(strip.pictures), axis=1) for strip in strips])
-    try:
-        Image.fromarray(whole.repeat(scale, axis=0).repeat(scale, axis=1)).save(png, format="PNG")
-    except OSError as error:
-        raise ResourceError(f"{png} can't be written: {error.strerror or error}") from error

@@ -257,14 +257,15 @@ def _changes(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 def gate_text(gate: GateResult) -> str:
     """Return a gate's numbers as a sentence, with bound, interval, unit and n."""
     side = "at least" if gate.higher_is_better else "at most"
-    spread = "" if gate.lower == gate.upper else f" ({_value(gate, gate.lower)} to {_value(gate, gate.upper)})"
+    spread = "" if gate.lower == gate.upper else f" ({value_text(gate, gate.lower)} to {value_text(gate, gate.upper)})"
     against = "" if gate.kind is GateKind.LATENCY else f" from {gate.reference}"
-    text = f"{gate.metric} {_value(gate, gate.value)}{spread}{against}, n={gate.n:,}; "
-    text += f"the gate asks for {side} {_value(gate, gate.bound)}"
+    text = f"{gate.metric} {value_text(gate, gate.value)}{spread}{against}, n={gate.n:,}; "
+    text += f"the gate asks for {side} {value_text(gate, gate.bound)}"
     return f"{text}; {gate.reason}" if gate.reason else text
 
 
-def _value(gate: GateResult, value: float) -> str:
+def value_text(gate: GateResult, value: float) -> str:
+    """Return a value of a gate's metric with its unit: "97.5 %"."""
     unit = UNITS.get(gate.metric, "")
     scaled = 100 * value if unit in {"%", "pp"} else value
     return f"{scaled:.4g} {unit}".strip()
