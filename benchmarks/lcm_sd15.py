@@ -33,11 +33,12 @@ from deploykit.runtime.latency import BenchOptions, Candidate, measure
 MODEL: Final = "lcm:sd15"
 AXES: Final = ("batch", "height", "width", "sequence")
 OPEN: Final = tuple(f"--dynamic={axis}" for axis in AXES)
-#: Name, and how each bundle is asked for: those that nothing is judged in come first, and show what making them takes.
+#: Name, and how each bundle is asked for. Where nothing is judged, memory is that of making it.
 EXPORTS: Final = (
     ("fp32, made alone", ("--fp32", "--ort", *OPEN, "--no-verify", "--no-cache")),
-    ("fp16, from it", ("--fp16", "--ort", *OPEN, "--no-verify")),
+    ("fp16, made alone", ("--fp16", "--ort", *OPEN, "--no-verify", "--no-cache")),
     ("fp32, judged", ("--fp32", "--ort", "--openvino", *OPEN)),
+    ("fp16, from it", ("--fp16", "--ort", *OPEN, "--no-verify")),
     ("fp16 and int8-weights, judged", ("--fp16", "--int8-weights", "--openvino", "--no-repair", *OPEN)),
     ("fp16 for TensorRT-RTX", ("--fp16", "--trt-rtx", "--no-verify", *OPEN)),
     ("int8, judged", ("--int8", "--openvino", "--no-repair")),
