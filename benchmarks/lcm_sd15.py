@@ -3,7 +3,7 @@
     python -m benchmarks.lcm_sd15 --state FOLDER [--out docs/results/lcm_sd15.md]
 
 Weights are random. Every export is a process of its own, whose tree's anonymous memory is looked at every 50 ms. `--state`
-holds bundles and the cache, 40 GB. Speed is measured with one process per candidate, asked in turn, ratios paired by round.
+holds bundles and the cache, 50 GB. Speed is measured with one process per candidate, asked in turn, ratios paired by round.
 """
 
 from __future__ import annotations
