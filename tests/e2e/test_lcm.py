@@ -15,6 +15,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -295,6 +296,10 @@ def test_a_decoder_makes_of_latents_what_diffusers_makes_of_them(made: deploykit
     row = np.concatenate(list(((wanted.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()), axis=1)
     assert np.abs(pixels[:32] - row).max() <= 1
     assert np.abs(pixels[32:] - row).max() <= 2
+    page = tmp_path / "decoded.html"
+    done = run("verify", str(made.bundle.root), "--html", str(page), "--vae", str(folder))
+    assert done.code == 0, done.err
+    assert np.abs(pictures_in(page)[0][1] - row).max() <= 1
     config = folder / "vae/config.json"
     for changes, code, told in (
         ({"latent_channels": 4}, 2, "decodes latents of 4 channels; these have 3"),
@@ -325,14 +330,20 @@ def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path
     assert not Path(png).exists()
 
 
+def pictures_in(page: Path) -> list[tuple[str, NDArray[np.int64]]]:
+    """Return whose pictures a report shows, and their pixels."""
+    shown = re.findall(r'<img alt="pictures of ([^" ]+)[^"]*" src="data:image/png;base64,([^"]+)">', page.read_text())
+    return [(name, np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(np.int64)) for name, png in shown]
+
+
 def test_a_report_shows_what_all_artifacts_draw(made: deploykit.Exported, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     done = run("verify", str(made.bundle.root), "--html", str(page))
     assert done.code == 0, done.err
     assert f"wrote   {page}" in done.out
-    shown = re.findall(r'<img alt="pictures of ([^" ]+)[^"]*" src="data:image/png;base64,([^"]+)">', page.read_text())
+    shown = pictures_in(page)
     assert [name for name, _ in shown] == ["original", *(each.name for each in made.bundle.manifest.artifacts)]
-    drawn = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int) for _, png in shown]
+    drawn = [picture for _, picture in shown]
     assert all(picture.shape == (16 * 8, 4 * 16 * 8, 3) for picture in drawn)
     assert all(np.abs(picture - drawn[0]).max() <= 8 for picture in drawn[1:])
 

@@ -59,14 +59,8 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
     from deploykit.verdict import Report
 
     console = render.out()
-    source = manifest.source
     for label, text in (
-        (
-            "original",
-            f"{source.id} · {source.parameters / 1e6:.2f} M parameters · weights {source.weights_sha256[:12]}",
-        ),
-        ("made", f"{manifest.created} by deploykit {manifest.deploykit} on {manifest.machine.cpu}"),
-        ("command", manifest.command),
+        *terminal.provenance(manifest).items(),
         *([("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels[:12])}")] if manifest.labels else []),
         ("stages", " → ".join(record.node for record in manifest.stages if record.stage not in {"judge", "bench"})),
     ):

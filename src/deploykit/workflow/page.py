@@ -9,7 +9,7 @@ from deploykit import optional
 from deploykit.bundle import Bundle
 from deploykit.errors import ResourceError, UsageError
 from deploykit.models import vae
-from deploykit.runtime.report import html
+from deploykit.runtime.report import html, terminal
 from deploykit.verdict import Report
 from deploykit.workflow import sample
 from deploykit.workflow.verify import golden_of
@@ -57,15 +57,8 @@ def write_page(report: Report, target: Path, file: Path, decoder: Path | None) -
 
 
 def _extras(bundle: Bundle, decoder: Path | None) -> html.Extras:
-    manifest = bundle.manifest
-    source, machine = manifest.source, manifest.machine
-    facts = {
-        "original": f"{source.id} · {source.parameters / 1e6:.2f} M parameters · weights {source.weights_sha256[:12]}",
-        "bundle": str(bundle.root),
-        "made": f"{manifest.created} by deploykit {manifest.deploykit} on {machine.cpu}, {machine.cores} cores",
-        "command": manifest.command,
-    }
-    sizes = {artifact.name: artifact.bytes for artifact in manifest.artifacts}
+    facts = {"bundle": str(bundle.root), **terminal.provenance(bundle.manifest)}
+    sizes = {artifact.name: artifact.bytes for artifact in bundle.manifest.artifacts}
     return html.Extras(facts, sizes, *_pictures(bundle, decoder))
 
 

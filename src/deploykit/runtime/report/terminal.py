@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.artifact import RunConfig
+from deploykit.manifest import Manifest
 from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Report, Timing, Verdict
 
 MARKS = {
@@ -74,6 +75,16 @@ def _grid(title: str) -> Table:
     return Table(
         box=SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False, title=title, title_justify="left", title_style=""
     )
+
+
+def provenance(manifest: Manifest) -> dict[str, str]:
+    """Return what a bundle was made of, when and where, and the command that makes it again, by label."""
+    source = manifest.source
+    return {
+        "original": f"{source.id} · {source.parameters / 1e6:.2f} M parameters · weights {source.weights_sha256[:12]}",
+        "made": f"{manifest.created} by deploykit {manifest.deploykit} on {manifest.machine.cpu}",
+        "command": manifest.command,
+    }
 
 
 def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
