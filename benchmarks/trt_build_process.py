@@ -3,19 +3,22 @@
     python benchmarks/trt_build_process.py GRAPH.onnx ORDER.json OUT.engine
 
 Prints one line of JSON: seconds of the build and of asking the parser before it, and anonymous memory in bytes: of the process
-with the library imported and nothing done, and the most that it held since. Pages of files that are mapped are not counted.
+with the library imported and nothing done, and the most that it held since, together with the process that it has the engine
+built in. Pages of files that are mapped are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
-from deploykit.export.engines.tensorrt_build import BuildOptions, build_ordered, refusals
+from deploykit.export.engines.tensorrt_build import BuildOptions, refusals
+from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.runtime.backends.tensorrt_library import RTX, library
 from deploykit.runtime.backends.tensorrt_record import BuildOrder
 
@@ -24,9 +27,17 @@ PERIOD_S: Final = 0.002
 
 
 def anonymous() -> int:
-    """Return the anonymous memory of this process in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
+    """Return the anonymous memory of this process and those that it has started, in bytes."""
+    started = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    return sum(map(_anonymous, ["self", *started]))
+
+
+def _anonymous(process: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
 class Peak(threading.Thread):

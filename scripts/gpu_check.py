@@ -79,9 +79,13 @@ def device() -> dict[str, Any]:
     return {"driver": driver.version, "gpus": gpus, "python": platform.python_version(), "libraries": libraries}
 
 
-def runtimes() -> dict[str, str]:
-    """Return why each runtime can't use the GPU here, "" where it can."""
-    return {name: get_backend(name).unavailable(RunConfig(name, device=cuda.FIRST)) for name in TARGETS}
+def runtimes() -> dict[str, dict[str, str]]:
+    """Return of each runtime why it can't use the GPU here, by each of its ways, "" where it can."""
+    backends = map(get_backend, TARGETS)
+    return {
+        backend.name: {way.label: backend.unavailable(way) for way in backend.ways(RunConfig(backend.name), cuda.FIRST)}
+        for backend in backends
+    }
 
 
 def judged(name: str, folder: str, *, on: str | None) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -126,7 +130,7 @@ def table(step: Step) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def report(found: Mapping[str, Any], missing: Mapping[str, str], made: list[Step]) -> str:
+def report(found: Mapping[str, Any], missing: Mapping[str, Mapping[str, str]], made: list[Step]) -> str:
     """Return the whole as Markdown."""
     gpus = ", ".join(f"{gpu['name']} (SM {gpu['capability']})" for gpu in found["gpus"])
     libraries = ", ".join(f"{name} {version}" for name, version in found["libraries"].items() if version)
@@ -135,7 +139,7 @@ def report(found: Mapping[str, Any], missing: Mapping[str, str], made: list[Step
         f"{gpus}; driver for CUDA {found['driver'] // 1000}.{found['driver'] % 1000 // 10}; Python {found['python']}"
     ]
     lines += [f"{libraries}.", ""]
-    lines += [f"- {name}: {reason or 'checked'}" for name, reason in missing.items()]
+    lines += [f"- {way}: {reason or 'checked'}" for ways in missing.values() for way, reason in ways.items()]
     lines += ["", "| step | exit code | seconds | last words |", "|---|---:|---:|---|"]
     for step in made:
         last = step.said[-1].strip().replace("|", "/") if step.said and not step.timings else ""
@@ -166,7 +170,7 @@ def main() -> int:
         return error.exit_code
     asked.out.mkdir(parents=True, exist_ok=True)
     made: list[Step] = []
-    for name, words in steps_of(asked, [name for name, reason in missing.items() if not reason]):
+    for name, words in steps_of(asked, [name for name, ways in missing.items() if not all(ways.values())]):
         made.append(run(name, *words))
         whole = {"device": found, "runtimes": missing, "steps": [asdict(step) for step in made]}
         (asked.out / "gpu_check.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -77,6 +77,13 @@ COMPONENTS: dict[str, Component] = {
         Component("OpenVINO", "openvino", ("openvino",), "openvino", "build and run OpenVINO models"),
         Component("TensorRT", "tensorrt", ("tensorrt",), "trt", "build and run TensorRT engines"),
         Component("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "trt-rtx", "build and run RTX engines"),
+        Component(
+            "TensorRT for RTX in ONNX Runtime",
+            "onnxruntime_ep_nv_tensorrt_rtx",
+            ("onnxruntime-ep-nv-tensorrt-rtx",),
+            "ort-rtx",
+            "run ONNX files by TensorRT for RTX",
+        ),
         Component("NVIDIA's management library", "pynvml", ("nvidia-ml-py",), "gpu", "read a GPU's clocks"),
         Component("transformers", "transformers", ("transformers",), "hf", "open models of transformers"),
         Component("diffusers", "diffusers", ("diffusers",), "diffusion", "open diffusion models"),

@@ -60,6 +60,28 @@ def test_a_copied_bundle_is_verified_with_numpy_and_one_runtime(
     assert found["code"] == 6, "what was not run is told, not passed over"
 
 
+PROVIDER = """
+from deploykit.runtime.backends.onnxruntime_providers import PROVIDERS
+for name in ("cuda", "tensorrt"):
+    print(repr(PROVIDERS[name].absent()))
+print(PROVIDERS["tensorrt"].refused(0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.skipif(sys.platform != "linux", reason="TensorRT's library is called otherwise elsewhere")
+def test_the_tensorrt_that_onnxruntime_gpu_lists_is_not_here_until_its_library_is(tmp_path: Path) -> None:
+    """It lists the provider wherever it is installed, with TensorRT or without."""
+    python = _environment(tmp_path / "venv", "onnxruntime-gpu")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([str(python), "-c", PROVIDER], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    *absent, refused = done.stdout.splitlines()
+    assert absent == ["''", "''"]
+    assert refused.startswith("ONNX Runtime can't load TensorrtExecutionProvider: Please install TensorRT libraries")
+
+
 def test_every_module_can_be_imported_without_the_heavy_libraries() -> None:
     program = (
         "import importlib, pkgutil, sys\n"

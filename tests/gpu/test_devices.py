@@ -15,6 +15,7 @@ from deploykit.errors import UnsupportedError
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.backends.clocks import clocks
+from deploykit.runtime.backends.onnxruntime_providers import PROVIDERS
 from deploykit.verdict import Verdict
 from deploykit.workflow.options import VerifyOptions
 
@@ -32,14 +33,22 @@ def lane() -> cuda.Lane:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of ONNX files, made without the GPU."""
-    run = get_backend("onnxruntime").default_run().on(cuda.FIRST)
-    if reason := get_backend("onnxruntime").unavailable(run):
+    if reason := cuda.lacking(cuda.FIRST):
         pytest.skip(reason)
     cells = ("fp32:ort", "fp16:ort", "int8:ort")
     folder = tmp_path_factory.mktemp("made") / "bundle"
     options = deploykit.ExportOptions(cells=cells, out=str(folder), bench=False, repair=False, dynamic=("batch",))
     deploykit.export_model("tiny-convnext", options)
     return folder
+
+
+@pytest.fixture
+def usual(bundle: Path) -> Path:
+    """The bundle, where ONNX Runtime has its CUDA provider."""
+    run = get_backend("onnxruntime").default_run().on(cuda.FIRST)
+    if reason := get_backend("onnxruntime").unavailable(run):
+        pytest.skip(reason)
+    return bundle
 
 
 def test_memory_and_time_are_the_gpus(lane: cuda.Lane) -> None:
@@ -91,21 +100,35 @@ def test_clocks_are_told(lane: cuda.Lane) -> None:
     assert found.memory_mhz > 0
 
 
-def test_every_artifact_passes_on_the_gpu(bundle: Path) -> None:
-    report = deploykit.verify(bundle, VerifyOptions(device="cuda"))
-    assert [judgement.run.device for judgement in report.judgements] == ["cuda:0"] * 3
-    assert report.judgements[0].ran is not None
-    assert "CUDAExecutionProvider" in report.judgements[0].ran.device
-    fp32, fp16, int8 = report.judgements
+def test_every_artifact_passes_on_the_gpu(usual: Path) -> None:
+    report = deploykit.verify(usual, VerifyOptions(device="cuda"))
+    assert {judgement.run.device for judgement in report.judgements} == {"cuda:0"}
+    fp32, fp16, int8 = (judgement for judgement in report.judgements if not judgement.run.hints)
+    assert fp32.ran is not None
+    assert "CUDAExecutionProvider" in fp32.ran.device
     assert (fp32.verdict, fp16.verdict) == (Verdict.PASS, Verdict.PASS)
     assert int8.verdict is Verdict.NOT_RUN, "the provider has no kernels for all of it"
     assert "a part of" in int8.reason
 
 
-def test_both_are_timed_on_the_gpu_and_taken_apart(bundle: Path) -> None:
+@pytest.mark.parametrize("provider", ["tensorrt", "rtx"])
+def test_a_further_provider_that_is_here_runs_all_of_a_file_or_says_why_not(provider: str, bundle: Path) -> None:
+    run = RunConfig("onnxruntime", device="cuda:0", hints={"provider": provider})
+    if reason := get_backend("onnxruntime").unavailable(run):
+        pytest.skip(reason)
+    report = deploykit.verify(bundle, VerifyOptions(device="cuda"))
+    found = [judgement for judgement in report.judgements if judgement.run.hints.get("provider") == provider]
+    assert len(found) == 3
+    for judgement in found[:2]:
+        assert judgement.verdict is Verdict.PASS
+        assert judgement.ran is not None
+        assert PROVIDERS[provider].name in judgement.ran.device
+
+
+def test_both_are_timed_on_the_gpu_and_taken_apart(usual: Path) -> None:
     options = deploykit.BenchOptions(rounds=6, burst_ms=10.0, warmup_ms=30.0)
-    report = deploykit.bench(bundle, options, device="cuda")
-    original, *artifacts = report.timings
+    report = deploykit.bench(usual, options, device="cuda")
+    original, *artifacts = [timing for timing in report.timings if not timing.run.hints]
     assert (original.candidate, original.run.device) == ("original", "cuda:0")
     assert len(artifacts) == 2
     assert any("int8" in line for line in report.untimed)
@@ -116,7 +139,7 @@ def test_both_are_timed_on_the_gpu_and_taken_apart(bundle: Path) -> None:
     assert all(timing.speedup is not None for timing in artifacts)
 
 
-def test_a_node_that_the_provider_cannot_run_is_named_an_error(tmp_path: Path, bundle: Path) -> None:
+def test_a_node_that_the_provider_cannot_run_is_named_an_error(tmp_path: Path, usual: Path) -> None:
     """Without a word ONNX Runtime would give it to the CPU."""
     make = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("Det", ["x"], ["y"])
@@ -129,7 +152,7 @@ def test_a_node_that_the_provider_cannot_run_is_named_an_error(tmp_path: Path, b
         get_backend("onnxruntime").open(str(path), run)
 
 
-def test_tf32_is_off_where_f32_is_asked_for_and_told_where_it_is_on(tmp_path: Path, bundle: Path) -> None:
+def test_tf32_is_off_where_f32_is_asked_for_and_told_where_it_is_on(tmp_path: Path, usual: Path) -> None:
     """A product of sums that need more bits than TF32 has."""
     make = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("MatMul", ["a", "b"], ["c"])

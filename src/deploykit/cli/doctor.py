@@ -85,14 +85,17 @@ def _lacking(backend: Backend) -> str | None:
 
 
 def _devices() -> dict[str, str | None]:
-    """Return each further device that an installed backend may run on, and what it lacks."""
+    """Return each way to run on a further device that an installed backend has, and what it lacks."""
     from deploykit.runtime.backends.base import backend_names, get_backend
 
     backends = [backend for backend in map(get_backend, backend_names()) if backend.component.version()]
     return {
-        f"{backend.name} {device}": backend.unavailable(backend.default_run().on(device)) or None
+        " ".join([backend.name, way.device, *(f"{key}={value}" for key, value in way.hints.items())]): (
+            backend.unavailable(way) or None
+        )
         for backend in backends
         for device in backend.devices[1:]
+        for way in backend.ways(backend.default_run(), device)
     }
 
 

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -34,14 +33,12 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.runtime.backends.base import Nanoseconds, Session, Tensor, get_backend
+from deploykit.runtime.child import claim_pipes, ending_of, environment, start_of, was_killed
 from deploykit.runtime.frames import Frame, Header, exception_of, failure_of, receive, send
 from deploykit.verdict import Ran
 
 PROTOCOL: Final = 1
 CLOSE_SECONDS: Final = 5.0
-
-#: Not `-m`: with that, Python 3.10 lets a numpy.py in the current folder shadow numpy.
-_START: Final = "import sys; sys.path[:] = filter(None, sys.path); from deploykit.runtime.worker import main; main()"
 
 _STDERR_KEPT: Final = 1 << 14
 _STDERR_SHOWN: Final = 12
@@ -154,7 +151,7 @@ class _Child:
     def __init__(self, model: str, python: str | None) -> None:
         self._model = model
         self._stderr = b""
-        command = [python or sys.executable, "-c", _START]
+        command = [python or sys.executable, "-c", start_of(__name__)]
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(
@@ -250,26 +247,16 @@ class _Child:
             self._process.wait(CLOSE_SECONDS)
         self.kill()
         code = self._process.returncode
-        if code == -int(getattr(signal, "SIGKILL", 9)):
+        if was_killed(code):
             raise ResourceError(
                 f"the process that ran {self._model} was killed (SIGKILL), as systems do where memory runs out{self._tail()}"
             )
-        how = f"exit code {code}" if code >= 0 else _signal_name(-code)
-        raise BadInputError(f"the runtime crashed on {self._model}: {how}{self._tail()}")
+        raise BadInputError(f"the runtime crashed on {self._model}: {ending_of(code)}{self._tail()}")
 
 
 def _environment(python: str | None) -> dict[str, str]:
-    """Return the child's environment: this interpreter finds modules where this process does."""
-    if python is not None:
-        return dict(os.environ)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)}  # noqa: PTH109
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    """Return the child's environment; an interpreter of another one finds its own modules."""
+    return environment() if python is None else dict(os.environ)
 
 
 def _fingerprint(feeds: Mapping[str, Tensor]) -> str:
@@ -348,15 +335,6 @@ def _timed(session: Session, feeds: Mapping[str, Tensor], iterations: int) -> Na
     return taken
 
 
-def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Take stdin and stdout for frames; whoever else reads finds nothing, whoever else prints writes to stderr."""
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    return source, sink
-
-
 def _listen_to_parent(source: IO[bytes], requests: SimpleQueue[Frame]) -> None:
     """Queue the requests. A parent that is gone ends this process, even in the midst of an inference."""
     closing = False
@@ -372,7 +350,7 @@ def _listen_to_parent(source: IO[bytes], requests: SimpleQueue[Frame]) -> None:
 
 def main() -> None:
     """Serve one session until the parent closes it or goes."""
-    source, sink = _claim_pipes()
+    source, sink = claim_pipes()
     requests: SimpleQueue[Frame] = SimpleQueue()
     threading.Thread(target=_listen_to_parent, args=(source, requests), daemon=True).start()
     send(sink, {"protocol": PROTOCOL}, {})

@@ -14,7 +14,8 @@ from deploykit import optional
 from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle, BundleWriter, Placement
 from deploykit.errors import Hint, UsageError
-from deploykit.export.engines.tensorrt_build import BuildOptions, build_ordered, endings_of, trtexec
+from deploykit.export.engines.tensorrt_build import BuildOptions, endings_of, trtexec
+from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.manifest import StageRecord
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour
 from deploykit.runtime.backends.tensorrt_record import GRAPH_ENDINGS, BuildOrder

@@ -146,7 +146,7 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
     runs = [backend.default_run(precision) for precision in backend.judged]
-    runs = [run.on(options.device) for run in runs] if options.device else runs
+    runs = [way for run in runs for way in backend.on(run, options.device)] if options.device else runs
     return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))
 
 

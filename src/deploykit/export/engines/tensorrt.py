@@ -13,7 +13,8 @@ from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files, preflight, provenance
 from deploykit.export.engines.onnx import write_onnx
-from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, build_ordered, endings_of, refusals, trtexec
+from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, endings_of, refusals, trtexec
+from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import E4M3, INT8
@@ -182,7 +183,7 @@ def _defer(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Fac
 def _stage(flavour: Flavour) -> Stage[PackageOptions]:
     return Stage(
         name=f"package-{flavour.module.replace('_', '-')}",
-        version=1,
+        version=2,
         takes={"graph": "graph"},
         makes="artifact",
         libraries=("onnx", flavour.module),

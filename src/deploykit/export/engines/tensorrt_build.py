@@ -15,9 +15,8 @@ from typing import Any, Final
 from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
 from deploykit.export.preflight import Refusal
-from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.tensorrt_library import Flavour, Heard, Library, library, plain
-from deploykit.runtime.backends.tensorrt_record import SUFFIX, BuildOrder, EngineRecord
+from deploykit.runtime.backends.tensorrt_record import SUFFIX
 
 #: The GPU that engines are built on and for, where their library doesn't build ahead.
 DEVICE: Final = "cuda:0"
@@ -82,20 +81,6 @@ def build(
         if serialized is None:
             raise _unbuilt(loaded, heard, options.modules)
         return bytes(serialized)
-
-
-def build_ordered(
-    graph: Path,
-    order: BuildOrder,
-    flavour: Flavour,
-    options: BuildOptions,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[bytes, EngineRecord]:
-    """Build the engine of a graph as ordered, on the GPU that is here where the order names none; see `build`."""
-    version = library(flavour).version
-    capabilities = options.capabilities or (cuda.gpu_at(DEVICE)[1].capability,)
-    plan = build(flavour, graph, options, progress)
-    return plan, order.record(plan, version, capabilities)
 
 
 def endings_of(flavour: Flavour) -> tuple[str, str]:

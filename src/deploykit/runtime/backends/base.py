@@ -138,6 +138,15 @@ class Backend(ABC):
         """Return how it runs where only a precision is asked for."""
         return RunConfig(self.name, device=self.devices[0], precision=precision)
 
+    def ways(self, config: RunConfig, device: str) -> tuple[RunConfig, ...]:
+        """Return every way to run on `device` what `config` says, the usual one first, whether it is here or not."""
+        return (config.on(device),)
+
+    def on(self, config: RunConfig, device: str) -> tuple[RunConfig, ...]:
+        """Return those of `ways` that this machine has; where it has none, the usual one."""
+        found = self.ways(config, device)
+        return tuple(way for way in found if not self.unavailable(way)) or found[:1]
+
     def unavailable(self, config: RunConfig) -> str:
         """Return why nothing can run as `config` says on this machine, or "" where something can."""
         if self.component.version() is None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: opens ONNX files, on its CPU provider or on that of an NVIDIA GPU."""
+"""ONNX Runtime: opens ONNX files, on its CPU provider or on one of those for an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError, UsageError
-from deploykit.runtime.backends import cuda, onnxruntime_cuda
+from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor, kind_of
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.runtime.backends.onnxruntime_files import failed, foreign, specs, translated
+from deploykit.runtime.backends.onnxruntime_gpu import open_on_gpu
+from deploykit.runtime.backends.onnxruntime_providers import provider_of, ways, without_provider
 from deploykit.verdict import Executed, Ran
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
@@ -81,25 +83,30 @@ class OnnxRuntimeBackend(Backend):
     devices = (CPU, cuda.FIRST)
 
     def unavailable(self, config: RunConfig) -> str:
-        """Return why there is no such device to run on, or ""."""
-        return super().unavailable(config) or _DEVICES[kind_of(config.device)].lacking(config.device)
+        """Return why there is no such device to run on, or no such provider for it, or ""."""
+        return super().unavailable(config) or _DEVICES[kind_of(config.device)].lacking(config)
 
     def place(self, config: RunConfig) -> str:
         """Return what the device of `config` is, or why there is none."""
         return self.unavailable(config) or _DEVICES[kind_of(config.device)].place(config.device)
+
+    def ways(self, config: RunConfig, device: str) -> tuple[RunConfig, ...]:
+        """Return it on another device; on a GPU by each provider."""
+        return _DEVICES[kind_of(device)].ways(config.on(device))
 
     def _open(self, model: str, config: RunConfig) -> Session:
         return _DEVICES[kind_of(config.device)].open(checked_model(model), config)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return stock Python that opens `file` as `config` says and defines `infer(feeds)`."""
-        device = _DEVICES[kind_of(config.device)]
+        attached, arguments = _DEVICES[kind_of(config.device)].code(config)
         lines = ["options = ort.SessionOptions()", f"options.log_severity_level = {_ERRORS_ONLY}"]
         if config.threads is not None:
             lines += [f"options.intra_op_num_threads = {config.threads}", "options.inter_op_num_threads = 1"]
-        lines += [f"options.add_session_config_entry({key!r}, {value!r})" for key, value in _hints(config).items()]
-        lines.append(f"session = ort.InferenceSession({file!r}, options, providers=[{device.provider(config)}])")
-        return "\n".join(["import onnxruntime as ort", "", *device.preamble, *lines, "", "", *_CODE_INFER, ""])
+        hints = _hints(without_provider(config))
+        lines += [f"options.add_session_config_entry({key!r}, {value!r})" for key, value in hints.items()]
+        lines += [*attached, f"session = ort.InferenceSession({file!r}, options{arguments})"]
+        return "\n".join(["import onnxruntime as ort", "", *lines, "", "", *_CODE_INFER, ""])
 
 
 _CODE_INFER: Final = (
@@ -157,13 +164,13 @@ def _hints(config: RunConfig) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Device:
-    """One kind of device: how a file is opened on it, why that can't be done here ("" where it can), and its code."""
+    """One kind of device: how a file is opened on it, why not ("" where it can be), what it is, in which ways, its code."""
 
     open: Callable[[Path, RunConfig], Session]
-    lacking: Callable[[str], str]
+    lacking: Callable[[RunConfig], str]
     place: Callable[[str], str]
-    provider: Callable[[RunConfig], str]
-    preamble: tuple[str, ...] = ()
+    ways: Callable[[RunConfig], tuple[RunConfig, ...]]
+    code: Callable[[RunConfig], tuple[tuple[str, ...], str]]
 
 
 def _open_on_cpu(path: Path, config: RunConfig) -> Session:
@@ -190,13 +197,23 @@ def _open_on_cpu(path: Path, config: RunConfig) -> Session:
 
 
 def _open_on_gpu(path: Path, config: RunConfig) -> Session:
-    return onnxruntime_cuda.open_on_gpu(path, config, lambda: session_options(config, None))
+    return open_on_gpu(path, config, lambda: session_options(without_provider(config), None))
 
 
 _DEVICES: Final[Mapping[str, _Device]] = {
-    CPU: _Device(_open_on_cpu, lambda _: "", lambda device: device, lambda _: repr(CPU_PROVIDER)),
+    CPU: _Device(
+        open=_open_on_cpu,
+        lacking=lambda _: "",
+        place=lambda device: device,
+        ways=lambda config: (config,),
+        code=lambda _: ((), f", providers=[{CPU_PROVIDER!r}]"),
+    ),
     kind_of(cuda.FIRST): _Device(
-        _open_on_gpu, onnxruntime_cuda.lacking, cuda.place, onnxruntime_cuda.provider_code, ("ort.preload_dlls()",)
+        open=_open_on_gpu,
+        lacking=lambda config: provider_of(config).lacking(config.device),
+        place=cuda.place,
+        ways=ways,
+        code=lambda config: provider_of(config).code(config),
     ),
 }
 

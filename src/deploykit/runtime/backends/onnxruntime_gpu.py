@@ -1,13 +1,12 @@
-"""ONNX Runtime's CUDA provider: an ONNX file that runs on an NVIDIA GPU, all of it or not at all.
+"""An ONNX file on an NVIDIA GPU by one of ONNX Runtime's providers, all of it or not at all.
 
 ONNX Runtime goes on without a provider that it can't load, and gives the CPU every node that a provider can't run; both are
-errors here. TF32 is off where f32 is asked for: ONNX Runtime has it on by itself, and that isn't f32.
+errors here. TF32 is off where f32 is asked for, and a provider that can't be told so is refused then: by itself ONNX Runtime
+has it on, and that isn't f32.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +19,9 @@ from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import Tensor
 from deploykit.runtime.backends.gpu import GpuSession, Place
 from deploykit.runtime.backends.onnxruntime_files import failed, first_line, foreign, specs, translated
+from deploykit.runtime.backends.onnxruntime_providers import STREAM, Provider, provider_of
 from deploykit.verdict import Ran
 
-PROVIDER: Final = "CUDAExecutionProvider"
 #: From this compute capability on, float32 products run in TF32 where that is allowed.
 _TF32_FROM: Final = 80
 _NO_CPU_NODES: Final = "session.disable_cpu_ep_fallback"
@@ -32,7 +31,7 @@ _DEVICE: Final = "cuda"
 _SILENT: Final = 4
 
 
-class OnnxRuntimeCudaSession(GpuSession):
+class OnnxRuntimeGpuSession(GpuSession):
     """An ONNX file on a GPU; inputs are bound to the lane's memory, outputs to memory of ONNX Runtime's own."""
 
     def __init__(self, path: Path, session: Any, ran: Ran, lane: cuda.Lane, index: int) -> None:  # noqa: ANN401 - untyped
@@ -81,65 +80,62 @@ class OnnxRuntimeCudaSession(GpuSession):
         super()._close()
 
 
-def lacking(device: str) -> str:
-    """Return why ONNX Runtime can't run on this GPU here, or "" as far as that is known before a file is opened."""
-    import onnxruntime
-
-    if PROVIDER not in onnxruntime.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider: it takes onnxruntime-gpu in its place"
-    return cuda.lacking(device)
-
-
-def open_on_gpu(path: Path, config: RunConfig, options_for: Callable[[], Any]) -> OnnxRuntimeCudaSession:
-    """Open an ONNX file on the GPU that `config` names; `options_for` makes a session's options.
+def open_on_gpu(path: Path, config: RunConfig, options_for: Callable[[], Any]) -> OnnxRuntimeGpuSession:
+    """Open an ONNX file on the GPU and by the provider that `config` names; `options_for` makes a session's options.
 
     Raises:
+        UsageError: There is no such provider.
         MissingComponentError: No such GPU, or the provider can't be loaded.
         BadInputError: The file can't be read.
-        UnsupportedError: The provider can't run every node of it.
+        UnsupportedError: The provider can't run every node of it, or not in this precision.
     """
     import onnxruntime
 
-    if reason := lacking(config.device):
-        raise MissingComponentError(reason, Hint("pip install 'deploykit[gpu]'", "after: pip uninstall onnxruntime"))
+    provider = provider_of(config)
+    if reason := provider.lacking(config.device):
+        raise MissingComponentError(reason, *provider.remedy)
     index, gpu = cuda.gpu_at(config.device)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find; whether that matters shows below
-        onnxruntime.preload_dlls()
+    grade = _grade(provider, config, gpu)
     onnxruntime.set_default_logger_severity(_SILENT)  # cuDNN's tries that fail are none of the user's business
-    if config.precision not in {"auto", "f32"}:
-        raise UnsupportedError(
-            f"{PROVIDER} computes in f32, not in {config.precision!r}: what is lower stands in the graph"
-        )
-    grade = "tf32" if config.precision == "auto" and gpu.capability >= _TF32_FROM else "f32"
     lane = cuda.Lane(cuda.driver(), index)
     try:
-        settings = {**_settings(config, index), "user_compute_stream": str(lane.stream)}
-        session = _opened(path, settings, options_for)
-        where = f"{PROVIDER} {config.device} {gpu.name}"
+        settings = {**provider.settings(config, index), STREAM: str(lane.stream)}
+        session = _opened(path, provider, settings, index, options_for)
+        where = f"{provider.name} {config.device} {gpu.name}"
         ran = Ran("onnxruntime", onnxruntime.__version__, where, grade, config.threads)
-        return OnnxRuntimeCudaSession(path, session, ran, lane, index)
+        return OnnxRuntimeGpuSession(path, session, ran, lane, index)
     except BaseException:
         lane.close()
         raise
 
 
-def _settings(config: RunConfig, index: int) -> dict[str, str]:
-    return {"device_id": str(index), "use_tf32": str(int(config.precision == "auto"))}
+def _grade(provider: Provider, config: RunConfig, gpu: cuda.Gpu) -> str:
+    """Return in what float32 products are computed. Raises UnsupportedError where that isn't what was asked for."""
+    if config.precision not in {"auto", "f32"}:
+        raise UnsupportedError(
+            f"{provider.name} computes in f32, not in {config.precision!r}: what is lower stands in the graph"
+        )
+    if gpu.capability < _TF32_FROM:
+        return "f32"
+    if config.precision == "auto":
+        return "tf32"
+    if not provider.switches_tf32:
+        raise UnsupportedError(
+            f"{provider.name} may multiply float32 in TF32 on {gpu.name} and has no switch for it: ask for precision 'auto'"
+        )
+    return "f32"
 
 
-def provider_code(config: RunConfig) -> str:
-    """Return the provider that `config` names, as Python."""
-    index = config.device.partition(":")[2] or "0"
-    return repr((PROVIDER, _settings(config, int(index))))
-
-
-def _opened(path: Path, settings: Mapping[str, str], options_for: Callable[[], Any]) -> Any:  # noqa: ANN401
+def _opened(
+    path: Path, provider: Provider, settings: Mapping[str, str], index: int, options_for: Callable[[], Any]
+) -> Any:  # noqa: ANN401
     import onnxruntime
 
     def session(strict: str) -> Any:  # noqa: ANN401
         options = options_for()
         options.add_session_config_entry(_NO_CPU_NODES, strict)
-        return onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDER, settings)], enable_fallback=0)
+        chosen = provider.attach(options, settings, index)
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
 
     try:
         found = session("1")
@@ -147,13 +143,13 @@ def _opened(path: Path, settings: Mapping[str, str], options_for: Callable[[], A
         if _LEFT_TO_CPU not in str(error):
             raise translated(path, error) from error
         found = session("0")
-        if PROVIDER in found.get_providers():
+        if provider.name in found.get_providers():
             raise UnsupportedError(
                 f"ONNX Runtime would run a part of {path} on the CPU: {first_line(error)}"
             ) from error
-    if PROVIDER not in found.get_providers():
+    if provider.name not in found.get_providers():
         raise MissingComponentError(
-            f"ONNX Runtime {onnxruntime.__version__} can't load its CUDA provider and would run {path} on the CPU",
+            f"ONNX Runtime {onnxruntime.__version__} can't load {provider.name} and would run {path} on the CPU",
             Hint("pip install 'onnxruntime-gpu[cuda,cudnn]'", "brings the libraries of CUDA and cuDNN that it needs"),
         )
     return found
