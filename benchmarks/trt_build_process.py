@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from deploykit.export.engines.tensorrt_build import BuildOptions, refusals
+from deploykit.export.engines.tensorrt_build import options_of, refusals
 from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.runtime.backends.tensorrt_library import RTX, library
 from deploykit.runtime.backends.tensorrt_record import BuildOrder
@@ -75,7 +75,7 @@ def main() -> None:
     started = time.perf_counter()
     refused = refusals(RTX, given.graph)
     asked = time.perf_counter()
-    plan, _ = build_ordered(given.graph, order, RTX, BuildOptions(order.inputs, order.capabilities))
+    plan, _ = build_ordered(given.graph, order, RTX, options_of(order))
     built = time.perf_counter()
     most = peak.stop()
     given.out.write_bytes(plan)

@@ -68,6 +68,17 @@ def test_a_bundle_holds_engines_with_their_records(engines: Path) -> None:
     assert int8_share(record.layers) > 0.95
 
 
+def test_one_image_can_be_tuned_for_by_itself(tmp_path: Path) -> None:
+    words = ("--fp16", "--trt-rtx", "--dynamic", "batch", "--sm", "89", "--no-verify", "--no-bench")
+    parts = ("--profile", "batch=1,1,1", "--profile", "batch=2,4,8")
+    made = run("export", "tiny-dinov2", *words, *parts, "--out", str(tmp_path / "b"))
+    assert made.code == 0, made.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.artifacts[0].inputs[0].text == "[batch 1..8, 3, 70, 70]"
+    facts = next(stage.facts for stage in manifest.stages if stage.node == manifest.artifacts[0].name)
+    assert [profile["input"] for profile in facts["profiles"]] == ["[batch 1..1, 3, 70, 70]", "[batch 2..8, 3, 70, 70]"]
+
+
 def test_verify_says_what_was_not_run_and_finds_one_wrong_byte(engines: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(engines, tmp_path / "copy")
     verified = run("verify", str(copy))

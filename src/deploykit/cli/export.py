@@ -75,7 +75,8 @@ def export(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="AXIS=MIN,OPT,MAX", help="Range of an open axis that an engine is tuned for: batch=1,8,32."
+            metavar="AXIS=MIN,OPT,MAX",
+            help="Range of an open axis that an engine is tuned for: batch=1,8,32. Given again, a further one.",
         ),
     ] = None,
     sm: Annotated[

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from deploykit import optional, serde
 from deploykit.artifact import FileRecord
 from deploykit.errors import BadInputError
 from deploykit.export.stage import Item, Node
+from deploykit.folders import cache_folder
 
 ENTRY = "entry.json"
 FILES = "files"
@@ -72,12 +72,7 @@ class Cache:
     @classmethod
     def default(cls) -> Cache:
         """Return the cache at $DEPLOYKIT_CACHE, else in the user's cache folder."""
-        chosen = os.environ.get("DEPLOYKIT_CACHE")
-        if chosen:
-            return cls(Path(chosen))
-        import platformdirs
-
-        return cls(Path(platformdirs.user_cache_dir("deploykit", appauthor=False)))
+        return cls(cache_folder())
 
     def key(self, node: Node, inputs: Mapping[str, str]) -> str:
         """Return the key of `node` over inputs with these content hashes, by role."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,6 +61,10 @@ class ImagesRequest:
     labelled: bool = True
 
 
+#: Of a part of an axis: the least, the usual and the largest size.
+Sizes = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class Request:
     """What an export is to make.
@@ -73,7 +78,8 @@ class Request:
         calibration: Images that activations are measured on; None where no cell needs any.
         prompts: What activations are measured on where the original takes no images; None where no cell needs any.
         table: Ranges that were measured before, instead of images; None measures them.
-        profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's.
+        profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's; of an
+            axis that is tuned for in several parts, those of each.
         capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
         kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
@@ -86,7 +92,7 @@ class Request:
     calibration: CalibrationRequest | None = None
     prompts: probe.Prompts | None = None
     table: ranges.TableOptions | None = None
-    profiles: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    profiles: Mapping[str, tuple[Sizes, ...]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
     kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
@@ -130,21 +136,39 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
 
 def _check_profiles(family: Family, request: Request, targets: Iterable[Target]) -> None:
     """Refuse profiles of axes that are not open, of sizes that the family doesn't take, or that no target makes use of."""
-    for name, sizes in request.profiles.items():
-        told = f"--profile {name}={_numbers(sizes)}"
+    for name, parts in request.profiles.items():
         if name not in request.dynamic:
-            raise UsageError(f"{told}: the axis is not open", Hint(f"--dynamic {name}"))
-        rule, (least, usual, most) = family.axes[name], sizes
+            raise UsageError(f"{_told(name, *parts)}: the axis is not open", Hint(f"--dynamic {name}"))
+        _check_parts(family, name, parts)
+    if request.profiles and not any(target.bounded for target in targets):
+        raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
+
+
+def _check_parts(family: Family, name: str, parts: tuple[Sizes, ...]) -> None:
+    """Refuse parts of an axis that the family doesn't take, that leave sizes out between them, or that end too early."""
+    rule = family.axes[name]
+    for sizes in parts:
+        least, usual, most = sizes
         is_known = rule.min <= least <= usual <= most <= rule.max and not any((n - rule.min) % rule.step for n in sizes)
         if not is_known:
             raise UsageError(
-                f"{told}: {family.title} takes {name} {rule.min} to {rule.max} in steps of {rule.step}, "
+                f"{_told(name, sizes)}: {family.title} takes {name} {rule.min} to {rule.max} in steps of {rule.step}, "
                 "and a profile is the least, the usual and the largest size"
             )
-        if least > rule.min or most < rule.traced:
-            raise UsageError(f"{told}: artifacts are judged at {rule.min} and {rule.traced} too: let it reach so far")
-    if request.profiles and not any(target.bounded for target in targets):
-        raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
+    whole = sorted(parts)
+    for below, above in itertools.pairwise(whole):
+        if above[0] > below[2] + rule.step:
+            raise UsageError(
+                f"{_told(name, below, above)}: {name} {below[2] + rule.step} to {above[0] - rule.step} would be in neither"
+            )
+    if whole[0][0] > rule.min or max(most for _, _, most in whole) < rule.traced:
+        raise UsageError(
+            f"{_told(name, *parts)}: artifacts are judged at {rule.min} and {rule.traced} too: let it reach so far"
+        )
+
+
+def _told(name: str, *parts: Sizes) -> str:
+    return " ".join(f"--profile {name}={_numbers(sizes)}" for sizes in parts)
 
 
 def _numbers(values: Iterable[int]) -> str:
@@ -156,8 +180,19 @@ def axes_of(family: Family, request: Request, target: Target) -> Mapping[str, Ax
     rules = {name: family.axes[name] for name in request.dynamic}
     bounds = {name: (rule.min, rule.min, rule.max) for name, rule in rules.items()}
     if target.bounded:
-        bounds |= request.profiles
+        bounds |= {
+            name: (min(sizes[0] for sizes in parts), parts[0][1], max(sizes[2] for sizes in parts))
+            for name, parts in request.profiles.items()
+        }
     return {name: Axis(name, *bounds[name], rules[name].step) for name in rules}
+
+
+def ranges_of(family: Family, request: Request, target: Target) -> Mapping[str, tuple[Axis, ...]]:
+    """Return the parts of those axes that a target's artifact is tuned for in several."""
+    several = {name: parts for name, parts in request.profiles.items() if target.bounded and len(parts) > 1}
+    return {
+        name: tuple(Axis(name, *sizes, family.axes[name].step) for sizes in parts) for name, parts in several.items()
+    }
 
 
 def capabilities_of(cell: Cell, request: Request, target: Target) -> tuple[int, ...]:
@@ -248,6 +283,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             labels=original.labels,
             preprocess=original.preprocess,
             axes=axes_of(family, request, target),
+            ranges=ranges_of(family, request, target),
             capabilities=capabilities_of(cell, request, target),
             place=get_backend(target.builds_on.backend).place(target.builds_on) if target.builds_on else "",
         )

@@ -23,6 +23,7 @@ class PackageOptions:
         labels: Class names by index, embedded in the file.
         preprocess: From image to input, embedded in the file; None where it takes no images.
         axes: Open dimensions by name, with their bounds.
+        ranges: Of axes that are tuned for in several parts: the parts, by name.
         capabilities: Compute capabilities of the GPUs that it is built for, as 86 for 8.6; none where the target has none.
         place: The device that it is built on, where that decides what is built.
     """
@@ -32,6 +33,7 @@ class PackageOptions:
     labels: tuple[str, ...]
     preprocess: Preprocess | None
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
     place: str = ""
 

@@ -14,7 +14,7 @@ from deploykit import optional
 from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle, BundleWriter, Placement
 from deploykit.errors import Hint, UsageError
-from deploykit.export.engines.tensorrt_build import BuildOptions, endings_of, trtexec
+from deploykit.export.engines.tensorrt_build import endings_of, options_of, trtexec
 from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.manifest import StageRecord
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour
@@ -52,7 +52,7 @@ def commands(bundle: str | Path) -> tuple[str, ...]:
     """
     opened = _opened(Path(bundle))
     return tuple(
-        trtexec(str(one.graph), str(opened.root / f"{one.stem}{endings_of(one.flavour)[0]}"), one.order.inputs)
+        trtexec(str(one.graph), str(opened.root / f"{one.stem}{endings_of(one.flavour)[0]}"), options_of(one.order))
         for one in _deferred(opened)
     )
 
@@ -130,8 +130,7 @@ def _build(
         if progress is not None:
             progress(asked.name, done, total)
 
-    options = BuildOptions(asked.order.inputs, asked.order.capabilities)
-    plan, record = build_ordered(asked.graph, asked.order, asked.flavour, options, tell)
+    plan, record = build_ordered(asked.graph, asked.order, asked.flavour, options_of(asked.order), tell)
     files = {}
     for ending, data in zip(endings_of(asked.flavour), (plan, record.to_bytes()), strict=True):
         files[ending] = workspace / f"{asked.stem}{ending}"

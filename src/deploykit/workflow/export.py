@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         calibration=_calibration(original, options),
         prompts=_prompts(original, options),
         table=_table(options),
-        profiles=dict(map(_profile, options.profile)),
+        profiles=_profiles(options.profile),
         capabilities=tuple(sorted(set(options.sm))),
     )
     draft = Draft(original, request, options)
@@ -213,7 +213,15 @@ def _report(bundle: Bundle, options: ExportOptions, repairs: tuple[Repair, ...])
     return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked), repairs=repairs)
 
 
-def _profile(text: str) -> tuple[str, tuple[int, int, int]]:
+def _profiles(texts: Iterable[str]) -> dict[str, tuple[plan.Sizes, ...]]:
+    """Read profiles: an axis that is named again has a further part."""
+    found: dict[str, tuple[plan.Sizes, ...]] = {}
+    for name, sizes in map(_profile, texts):
+        found[name] = (*found.get(name, ()), sizes)
+    return found
+
+
+def _profile(text: str) -> tuple[str, plan.Sizes]:
     """Read "batch=1,8,32".
 
     Raises:

@@ -32,7 +32,8 @@ class ExportOptions:
         out: The bundle's folder; None is `deploy/<model>`.
         batch: Rows of the input.
         dynamic: Axes of the input that stay open, such as "batch"; each is verified at three sizes off the traced one.
-        profile: Least, usual and largest size of an open axis, as "batch=1,8,32", for targets that are tuned for a range.
+        profile: Least, usual and largest size of an open axis, as "batch=1,8,32", for targets that are tuned for a range; an
+            axis that is named again has a further part, tuned for by itself.
         sm: Compute capabilities of the GPUs to build for, as 86 for 8.6; empty for all that the precision runs on.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.

@@ -11,7 +11,7 @@ from deploykit.artifact import Axis
 from deploykit.errors import UnsupportedError, UsageError
 from deploykit.export import cast, plan, ranges
 from deploykit.export.calibrate import CalibrationRequest
-from deploykit.export.plan import Cell, ImagesRequest, Request, axes_of, capabilities_of, check_request
+from deploykit.export.plan import Cell, ImagesRequest, Request, axes_of, capabilities_of, check_request, ranges_of
 from deploykit.export.target import get_target
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
@@ -29,14 +29,23 @@ def original() -> Original:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"profiles": {"batch": (1, 8, 32)}, "dynamic": ()}, "--profile batch=1,8,32: the axis is not open"),
-        ({"profiles": {"width": (1, 8, 32)}}, "--profile width=1,8,32: the axis is not open"),
-        ({"profiles": {"batch": (1, 8, 300)}}, "takes batch 1 to 256 in steps of 1"),
-        ({"profiles": {"batch": (8, 4, 16)}}, "takes batch 1 to 256"),
-        ({"profiles": {"batch": (0, 4, 16)}}, "takes batch 1 to 256"),
-        ({"profiles": {"batch": (4, 8, 16)}}, "judged at 1 and 2 too"),
-        ({"profiles": {"batch": (1, 1, 1)}}, "judged at 1 and 2 too"),
-        ({"profiles": {"batch": (1, 8, 32)}, "cells": (Cell("fp32", "ort"),)}, "no target of this export is tuned"),
+        ({"profiles": {"batch": ((1, 8, 32),)}, "dynamic": ()}, "--profile batch=1,8,32: the axis is not open"),
+        ({"profiles": {"width": ((1, 8, 32),)}}, "--profile width=1,8,32: the axis is not open"),
+        ({"profiles": {"batch": ((1, 8, 300),)}}, "takes batch 1 to 256 in steps of 1"),
+        ({"profiles": {"batch": ((8, 4, 16),)}}, "takes batch 1 to 256"),
+        ({"profiles": {"batch": ((0, 4, 16),)}}, "takes batch 1 to 256"),
+        ({"profiles": {"batch": ((4, 8, 16),)}}, "judged at 1 and 2 too"),
+        ({"profiles": {"batch": ((1, 1, 1),)}}, "judged at 1 and 2 too"),
+        (
+            {"profiles": {"batch": ((1, 1, 1), (4, 8, 32))}},
+            "batch=4,8,32: batch 2 to 3 would be in neither",
+        ),
+        (
+            {"profiles": {"batch": ((2, 8, 32), (2, 4, 8))}},
+            "batch=2,8,32 --profile batch=2,4,8: artifacts are judged at 1",
+        ),
+        ({"profiles": {"batch": ((1, 1, 1), (2, 8, 300))}}, "--profile batch=2,8,300: .* takes batch 1 to 256"),
+        ({"profiles": {"batch": ((1, 8, 32),)}, "cells": (Cell("fp32", "ort"),)}, "no target of this export is tuned"),
         ({"capabilities": (86,), "cells": (Cell("fp32", "ort"),)}, "--sm 86: no target of this export"),
     ],
 )
@@ -69,10 +78,19 @@ def test_all_that_can_run_it_is_built_for_where_nothing_is_named() -> None:
 
 
 def test_a_profile_bounds_what_is_built_for_it_alone() -> None:
-    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": (1, 8, 32)})
+    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": ((1, 8, 32),)})
     assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
     assert axes_of(family, request, get_target("ort")) == {"batch": Axis("batch", 1, 1, 256)}
     assert axes_of(family, replace(REQUEST, dynamic=()), get_target("trt-rtx")) == {}
+
+
+def test_an_axis_of_several_parts_is_open_from_the_least_to_the_largest_of_all() -> None:
+    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": ((2, 8, 32), (1, 1, 1))})
+    parts = {"batch": (Axis("batch", 2, 8, 32), Axis("batch", 1, 1, 1))}
+    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
+    assert ranges_of(family, request, get_target("trt-rtx")) == parts
+    assert ranges_of(family, request, get_target("ort")) == {}
+    assert ranges_of(family, replace(REQUEST, profiles={"batch": ((1, 8, 32),)}), get_target("trt-rtx")) == {}
 
 
 def test_what_stays_float_of_int8_is_cast_where_the_target_says_so(original: Original) -> None:

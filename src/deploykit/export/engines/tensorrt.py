@@ -13,7 +13,7 @@ from deploykit.artifact import RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files, preflight, provenance
 from deploykit.export.engines.onnx import write_onnx
-from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, endings_of, refusals, trtexec
+from deploykit.export.engines.tensorrt_build import DEVICE, endings_of, options_of, refusals, trtexec
 from deploykit.export.engines.tensorrt_process import build_ordered
 from deploykit.export.engines.tensorrt_program import statements
 from deploykit.export.engines.texts import texts
@@ -66,7 +66,7 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
     preflight.require(preflight.check(model, modules, demands), flavour.title)
     order = order_of(flavour, inputs["graph"].digest, options, model)
     named = {node.name: modules.get(node.output[0], "") for node in model.graph.node if node.name}
-    asked = BuildOptions(order.inputs, options.capabilities, named)
+    asked = options_of(order, named)
     plan, record = build_ordered(path, order, flavour, asked, workspace.progress)
     layers = tuple(layers_of(model, plan))
     check_layers(layers, options.precision)
@@ -78,7 +78,7 @@ def _package(flavour: Flavour, inputs: Inputs, options: PackageOptions, workspac
         "flavour": flavour.module,
         "built_by": version_of(plan),
         "capabilities": list(record.capabilities),
-        "profiles": {spec.name: spec.text for spec in order.inputs if spec.axes},
+        "profiles": [{spec.name: spec.text for spec in inputs if spec.axes} for inputs in asked.profiles],
         "source": record.source,
         "weights": weights,
         "layers": dict(sorted(Counter(layer.precision for layer in layers).items())),
@@ -97,6 +97,7 @@ def order_of(flavour: Flavour, source: str, options: PackageOptions, model: onnx
         capabilities=options.capabilities,
         source=source,
         texts=texts(options),
+        ranges=options.ranges,
     )
 
 
@@ -176,7 +177,7 @@ def _defer(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Fac
     graph, beside = GRAPH_ENDINGS
     facts = write_onnx(inputs, options, workspace, graph)
     (workspace.folder / f"{options.stem}{beside}").write_bytes(order.to_bytes())
-    command = trtexec(f"{options.stem}{graph}", f"{options.stem}{NATIVE.suffixes[0]}", order.inputs)
+    command = trtexec(f"{options.stem}{graph}", f"{options.stem}{NATIVE.suffixes[0]}", options_of(order))
     return {**facts, "weights": weights, "command": command}
 
 

@@ -1,22 +1,24 @@
 """From an ONNX file to a TensorRT engine, by either library: it runs where there is neither PyTorch nor ONNX.
 
 Precision is the graph's: networks are strongly typed, and no flag lowers it. TF32, which would change it behind the graph's
-back, is switched off. A dynamic input has one optimization profile, its axes' bounds.
+back, is switched off. A dynamic input has one optimization profile, its axes' bounds, or one for each part of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import Hint, InternalError, UnsupportedError, UsageError
+from deploykit.export.engines.timing_cache import TimingCache
 from deploykit.export.preflight import Refusal
 from deploykit.runtime.backends.tensorrt_library import Flavour, Heard, Library, library, plain
-from deploykit.runtime.backends.tensorrt_record import SUFFIX
+from deploykit.runtime.backends.tensorrt_record import SUFFIX, BuildOrder
 
 #: The GPU that engines are built on and for, where their library doesn't build ahead.
 DEVICE: Final = "cuda:0"
@@ -38,15 +40,26 @@ class BuildOptions:
         inputs: Of the graph, with the bounds of their axes.
         capabilities: Compute capabilities, as 86 for 8.6, where the library builds ahead; else none, for the GPU that is here.
         modules: Names of nodes to the nn.Module paths that they come from, for complaints.
+        ranges: Of axes that are tuned for in several parts: the parts, by name.
     """
 
     inputs: tuple[TensorSpec, ...]
     capabilities: tuple[int, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
+
+    @property
+    def profiles(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        """The inputs of each optimization profile: one for every choice of parts; none where all sizes are fixed."""
+        return profiles_of(self.inputs, self.ranges)
 
 
 def build(
-    flavour: Flavour, graph: Path, options: BuildOptions, progress: Callable[[int, int], None] | None = None
+    flavour: Flavour,
+    graph: Path,
+    options: BuildOptions,
+    progress: Callable[[int, int], None] | None = None,
+    timings: TimingCache | None = None,
 ) -> bytes:
     """Build the engine of the ONNX file at `graph`, whose weights may lie beside it.
 
@@ -55,6 +68,7 @@ def build(
         graph: The file.
         options: What for.
         progress: Called with steps done and steps known so far. What it raises ends the build, as Ctrl-C does.
+        timings: What the library measured before; what it measures is added.
 
     Returns:
         The engine, as the library serialized it: of fixed shapes the same bytes for the same file, options and
@@ -75,12 +89,22 @@ def build(
             raise _refused(loaded, parser, options.modules)
         config = _configured(loaded, builder, options)
         config.progress_monitor = monitor = _monitor(trt, progress, heard)
+        if timings is not None:
+            _recall(config, timings)
         serialized = builder.build_serialized_network(network, config)
         if monitor.error is not None:
             raise monitor.error
         if serialized is None:
             raise _unbuilt(loaded, heard, options.modules)
+        if timings is not None:
+            timings.write(bytes(config.get_timing_cache().serialize()))
         return bytes(serialized)
+
+
+def _recall(config: Any, timings: TimingCache) -> None:  # noqa: ANN401 - the library has no types
+    """Give a build what was measured before; of another GPU or version the library takes nothing, and begins anew."""
+    if not config.set_timing_cache(config.create_timing_cache(timings.read()), ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def endings_of(flavour: Flavour) -> tuple[str, str]:
@@ -89,14 +113,36 @@ def endings_of(flavour: Flavour) -> tuple[str, str]:
     return engine, engine.removesuffix(".engine") + SUFFIX
 
 
-def trtexec(graph: str, engine: str, inputs: Iterable[TensorSpec]) -> str:
+def trtexec(graph: str, engine: str, options: BuildOptions) -> str:
     """Return the line of TensorRT's own tool that builds the same; the graph says the precision."""
     words = ["trtexec", f"--onnx={graph}", f"--saveEngine={engine}", "--noTF32", "--stronglyTyped"]
-    ranged = [(spec.name, shapes_of(spec)) for spec in inputs if spec.axes]
-    for index, option in enumerate(("minShapes", "optShapes", "maxShapes") if ranged else ()):
-        shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in ranged)
-        words.append(f"--{option}={','.join(shapes)}")
+    several = len(options.profiles) > 1
+    for number, inputs in enumerate(options.profiles):
+        words += [f"--profile={number}"] if several else []
+        ranged = [(spec.name, shapes_of(spec)) for spec in inputs if spec.axes]
+        for index, option in enumerate(("minShapes", "optShapes", "maxShapes")):
+            shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in ranged)
+            words.append(f"--{option}={','.join(shapes)}")
     return " ".join(words)
+
+
+def options_of(order: BuildOrder, modules: Mapping[str, str] | None = None) -> BuildOptions:
+    """Return what an order asks for, with the modules that its graph's nodes come from, where they are known."""
+    return BuildOptions(order.inputs, order.capabilities, modules or {}, order.ranges)
+
+
+def profiles_of(
+    inputs: tuple[TensorSpec, ...], ranges: Mapping[str, tuple[Axis, ...]]
+) -> tuple[tuple[TensorSpec, ...], ...]:
+    """Return `inputs` for every choice of one part of each axis, the first choice first; nothing where no axis is open."""
+    axes = {axis.name: axis for spec in inputs for axis in spec.axes}
+    parts = [ranges.get(name, (axis,)) for name, axis in axes.items()]
+    choices = [dict(zip(axes, choice, strict=True)) for choice in itertools.product(*parts)] if axes else []
+    return tuple(tuple(_within(spec, choice) for spec in inputs) for choice in choices)
+
+
+def _within(spec: TensorSpec, axes: Mapping[str, Axis]) -> TensorSpec:
+    return replace(spec, shape=tuple(axes[dim.name] if isinstance(dim, Axis) else dim for dim in spec.shape))
 
 
 def refusals(flavour: Flavour, graph: Path) -> tuple[Refusal, ...]:
@@ -131,14 +177,12 @@ def _configured(loaded: Library, builder: Any, options: BuildOptions) -> Any:  #
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if any(spec.axes for spec in options.inputs):
+    for inputs in options.profiles:
         profile = builder.create_optimization_profile()
-        for spec in options.inputs:
+        for spec in inputs:
             profile.set_shape(spec.name, *shapes_of(spec))
         if config.add_optimization_profile(profile) < 0:
-            raise UnsupportedError(
-                f"{loaded.flavour.title} refuses the profile {[spec.text for spec in options.inputs]}"
-            )
+            raise UnsupportedError(f"{loaded.flavour.title} refuses the profile {[spec.text for spec in inputs]}")
     if loaded.flavour.ahead:
         _aim(loaded, config, options.capabilities)
     return config

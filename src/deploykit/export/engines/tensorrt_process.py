@@ -26,6 +26,7 @@ import numpy as np
 from deploykit import serde
 from deploykit.errors import ResourceError, UnsupportedError
 from deploykit.export.engines.tensorrt_build import DEVICE, BuildOptions, build
+from deploykit.export.engines.timing_cache import timing_cache
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour, library
 from deploykit.runtime.backends.tensorrt_record import BuildOrder, EngineRecord
@@ -50,7 +51,10 @@ def build_ordered(
     """Build the engine of a graph as ordered, on the GPU that is here where the order names none; see `build`."""
     version = library(flavour).version
     capabilities = options.capabilities or (cuda.gpu_at(DEVICE)[1].capability,)
-    plan = (build_apart if flavour.ahead else build)(flavour, graph, options, progress)
+    if flavour.ahead:
+        plan = build_apart(flavour, graph, options, progress)
+    else:
+        plan = build(flavour, graph, options, progress, timing_cache(flavour, version, DEVICE))
     return plan, order.record(plan, version, capabilities)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -72,6 +72,7 @@ class TensorRtSession(GpuSession):
         self._graphs = graphs
         self._places: dict[str, Place] = {}
         self._captured: tuple[object, cuda.Graph] | None = None
+        self._profile = 0
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -89,6 +90,7 @@ class TensorRtSession(GpuSession):
 
     def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         lane, context = self._lane, self._context
+        self._choose({name: array.shape for name, array in feeds.items()})
         for name, array in feeds.items():
             self._must(context.set_input_shape(name, array.shape), f"shape {list(array.shape)} of {name!r}")
         unknown = context.infer_shapes()
@@ -102,6 +104,22 @@ class TensorRtSession(GpuSession):
             self._must(context.set_tensor_address(name, place.address), f"the address of {name!r}")
         self._places = inputs | outputs
         return {name: place.address for name, place in inputs.items()}
+
+    def _choose(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Change to the first optimization profile that holds these shapes, where there are several."""
+        engine, context = self._engine, self._context
+        several = range(engine.num_optimization_profiles if engine.num_optimization_profiles > 1 else 0)
+        fitting = (
+            number
+            for number in several
+            if all(_holds(engine.get_tensor_profile_shape(name, number), shape) for name, shape in shapes.items())
+        )
+        chosen = next(fitting, self._profile)
+        if chosen != self._profile:
+            self._forget()
+            done = context.set_optimization_profile_async(chosen, self._lane.stream)
+            self._must(done, f"its optimization profile {chosen}")
+            self._profile = chosen
 
     def _enqueue(self) -> None:
         if not self._graphs:
@@ -313,6 +331,12 @@ def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     return len(shape) == len(spec.shape) and all(
         size == dim if isinstance(dim, int) else size == -1 for size, dim in zip(shape, spec.shape, strict=True)
     )
+
+
+def _holds(bounds: Sequence[Sequence[int]], shape: tuple[int, ...]) -> bool:
+    """Tell whether a shape lies within the least and the largest of a profile."""
+    least, _, most = bounds
+    return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -36,6 +36,7 @@ class Flavour:
         suffixes: Of files that hold its plans.
         hint: The line that installs a version of it.
         ahead: It builds without a GPU, for architectures that are named.
+        times: It chooses kernels by timing them on the GPU, and can be told what it measured before.
         portable: Its plans run under any operating system.
         opsets: By major version, the last ONNX opset that it is known to take.
         without_kernels: Operators with the type of their first input, in ONNX's names, that it can't build, whatever its
@@ -47,6 +48,7 @@ class Flavour:
     suffixes: tuple[str, ...]
     hint: str
     ahead: bool
+    times: bool
     portable: bool
     opsets: Mapping[str, int]
     without_kernels: frozenset[tuple[str, str]] = frozenset()
@@ -65,6 +67,7 @@ NATIVE: Final = Flavour(
     suffixes=(".trt.engine", ".engine", ".plan"),
     hint="pip install tensorrt=={}",
     ahead=False,
+    times=True,
     portable=False,
     opsets={"10": 20, "11": 24},
     without_kernels=_NO_BFLOAT16,
@@ -75,6 +78,7 @@ RTX: Final = Flavour(
     suffixes=(".trt-rtx.engine",),
     hint="pip install tensorrt-rtx=={}",
     ahead=True,
+    times=False,
     portable=True,
     opsets={"1": 24},
     without_kernels=frozenset({("Attention", "FLOAT")}) | _NO_BFLOAT16,

@@ -10,12 +10,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from deploykit import serde
-from deploykit.artifact import TensorSpec
+from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UsageError
 from deploykit.runtime.backends.cuda import Gpu
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, MAGIC_AT, Flavour
@@ -46,7 +46,7 @@ class EngineRecord:
         platform: System and machine that it was built on, as "Linux x86_64".
         capabilities: Compute capabilities that it has code for, as 86 for 8.6.
         precision: What it computes in, such as "fp16".
-        inputs: What it takes; the bounds of an axis are those of its optimization profile, `opt` what it is tuned for.
+        inputs: What it takes; the bounds of an axis are those of its optimization profiles, `opt` what the first is tuned for.
         outputs: What it returns.
         size: Of the engine, in bytes.
         sha256: Of its bytes.
@@ -92,6 +92,7 @@ class BuildOrder:
         capabilities: Compute capabilities to build for; none for the GPU that is there.
         source: Content hash of the graph.
         texts: Labels, preprocessing and precision, as every format embeds them.
+        ranges: Of axes that are tuned for in several parts: the parts, by name.
     """
 
     version: int
@@ -102,6 +103,7 @@ class BuildOrder:
     capabilities: tuple[int, ...]
     source: str
     texts: Mapping[str, str]
+    ranges: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the file."""

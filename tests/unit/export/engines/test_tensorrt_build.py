@@ -16,8 +16,9 @@ from tests.unit.export.cast_support import Array, model, node
 
 from deploykit.artifact import Axis, TensorSpec
 from deploykit.errors import UnsupportedError, UsageError
-from deploykit.export.engines.tensorrt_build import BuildOptions, build, shapes_of
+from deploykit.export.engines.tensorrt_build import BuildOptions, build, shapes_of, trtexec
 from deploykit.export.engines.tensorrt_program import statements
+from deploykit.export.engines.timing_cache import TimingCache
 from deploykit.optional import COMPONENTS
 from deploykit.runtime.backends.tensorrt_library import RTX, library, version_of
 
@@ -228,6 +229,44 @@ def test_an_open_axis_needs_its_bounds(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no optimization profile") as caught:
         build(RTX, path, FOR_89)
     assert "--dynamic" in caught.value.hints[0].action
+
+
+def test_an_axis_of_several_parts_is_tuned_for_in_each(tmp_path: Path) -> None:
+    path = network(tmp_path, batch="batch")
+    one, many = Axis("batch", 1, 1, 1), Axis("batch", 2, 8, 16)
+    parts = BuildOptions((image(Axis("batch", 1, 1, 16)),), (89,), ranges={"batch": (one, many)})
+    assert parts.profiles == ((image(one),), (image(many),))
+    whole = BuildOptions((image(Axis("batch", 1, 1, 16)),), (89,))
+    assert whole.profiles == (whole.inputs,)
+    assert BuildOptions((image(),), (89,)).profiles == ()
+    assert len(build(RTX, path, parts)) > len(build(RTX, path, whole))
+    assert trtexec("g.onnx", "g.engine", parts).endswith(
+        " --profile=0 --minShapes=x:1x4x8x8 --optShapes=x:1x4x8x8 --maxShapes=x:1x4x8x8"
+        " --profile=1 --minShapes=x:2x4x8x8 --optShapes=x:8x4x8x8 --maxShapes=x:16x4x8x8"
+    )
+    assert "--profile" not in trtexec("g.onnx", "g.engine", whole)
+
+
+def test_parts_of_two_axes_give_a_profile_for_every_choice() -> None:
+    rows, wide = (Axis("batch", 1, 1, 1), Axis("batch", 2, 4, 8)), (Axis("width", 8, 8, 8), Axis("width", 9, 16, 32))
+    inputs = (
+        TensorSpec("x", "float32", (Axis("batch", 1, 1, 8), 3, Axis("width", 8, 8, 32))),
+        TensorSpec("t", "int64", (Axis("batch", 1, 1, 8),)),
+    )
+    found = BuildOptions(inputs, ranges={"batch": rows, "width": wide}).profiles
+    assert [(x.shape[0], x.shape[2], t.shape[0]) for x, t in found] == [(r, w, r) for r in rows for w in wide]
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+def test_what_was_measured_is_given_to_the_next_build(tmp_path: Path) -> None:
+    """RTX measures nothing, but takes and gives such a cache by the same calls."""
+    path, timings = network(tmp_path), TimingCache(tmp_path / "timings" / "one")
+    assert timings.read() == b""
+    plan = build(RTX, path, FOR_89, timings=timings)
+    kept = timings.read()
+    assert kept
+    assert build(RTX, path, FOR_89, timings=timings) == plan
+    assert timings.read() == kept
 
 
 def test_weights_beside_the_graph_are_found(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_engines_compute_in_what_was_asked_for(tmp_path: Path, precision: str, k
         assert int8_share(record.layers) > 0.99
     facts = artifact.facts
     assert facts["built_by"] == COMPONENTS[RTX.module].version()
-    assert facts["profiles"] == {"x": "[batch 1..16, 8, 8, 8]"}
+    assert facts["profiles"] == [{"x": "[batch 1..16, 8, 8, 8]"}]
     assert facts["capabilities"] == list(gpus)
 
 

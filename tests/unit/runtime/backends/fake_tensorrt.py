@@ -27,6 +27,7 @@ class Script:
     findings: int = 0
     opens: bool = True
     memory: int = 1000
+    profiles: tuple[tuple[int, int], ...] = ((1, 8),)
     calls: list[str] = field(default_factory=list)
 
     def said(self, name: str) -> bool:
@@ -39,8 +40,16 @@ class Context:
         self.script = script
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.profile = 0
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle not in {0, None}, "never on the default stream"
+        self.profile = profile_index
+        return self.script.said("set_optimization_profile_async")
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, most = self.script.profiles[self.profile]
+        assert least <= shape[0] <= most, "the profile in use holds the shape"
         self.shapes[name] = tuple(shape)
         return self.script.said("set_input_shape")
 
@@ -76,6 +85,12 @@ class Engine:
         self.script = script
         self.num_io_tensors = len(script.tensors)
         self.device_memory_size_v2 = script.memory
+        self.num_optimization_profiles = len(script.profiles)
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert name == "x", "of inputs alone"
+        least, most = self.script.profiles[profile_index]
+        return [(rows, 3) for rows in (least, least, most)]
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.script.tensors)[index]

@@ -316,6 +316,21 @@ def test_a_graph_is_captured_once_for_each_set_of_shapes(tmp_path: Path, script:
     assert driver.fakeHeld() == 0
 
 
+def test_each_shape_is_run_by_a_profile_that_holds_it(tmp_path: Path, script: Script, driver: ctypes.CDLL) -> None:
+    script.profiles = ((1, 1), (2, 5), (4, 8))
+    run = RunConfig("tensorrt", device="cuda:0", hints={"cuda_graph": "on"})
+    with tensorrt.BACKEND.open(str(write(tmp_path, NATIVE)), run) as session:
+        for rows in (1, 1, 2, 5, 8, 4, 1):
+            image = np.full((rows, 3), rows, np.float32)
+            np.testing.assert_array_equal(session.infer({"x": image})["y"], 2 * image)
+        changes = script.calls.count("set_optimization_profile_async")
+        assert changes == 4, "to the second, to the third, back to the second, back to the first"
+        script.refuses = "set_optimization_profile_async"
+        with pytest.raises(UnsupportedError, match="refuses its optimization profile 2"):
+            session.infer({"x": np.zeros((8, 3), np.float32)})
+    assert driver.fakeHeld() == 0
+
+
 def test_a_library_that_captures_graphs_itself_is_told_to(tmp_path: Path, script: Script, driver: ctypes.CDLL) -> None:
     run = RunConfig("tensorrt_rtx", device="cuda:0", hints={"cuda_graph": "on"})
     before = driver.fakeLaunched()
