@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/deploykit export tiny-convnext --ort --openvino
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

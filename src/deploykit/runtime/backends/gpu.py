@@ -6,14 +6,16 @@ longer than the work itself, the GPU waits for the host.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from deploykit.artifact import TensorSpec
+from deploykit.errors import DeploykitError
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import Nanoseconds, Session, Tensor
 from deploykit.verdict import PHASES, Ran
@@ -54,19 +56,29 @@ class GpuSession(Session):
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lane = self._lane
         lane.enter()
-        for name, address in self._prepare(feeds).items():
-            lane.upload(feeds[name], address)
-        self._enqueue()
-        results = {name: lane.download(*place) for name, place in self._results().items()}
-        lane.wait()
-        return results
+        with self._settled():
+            for name, address in self._prepare(feeds).items():
+                lane.upload(feeds[name], address)
+            self._enqueue()
+            return {name: lane.download(*place) for name, place in self._results().items()}
+
+    @contextlib.contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Leave when all that was queued is done, also after an error: it reads and writes arrays that are freed then."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(DeploykitError):
+                self._lane.wait()
+            raise
+        self._lane.wait()
 
     def phases(self, feeds: Mapping[str, Tensor], iterations: int) -> dict[str, Nanoseconds]:
         """Return how long each part of `iterations` inferences took, apart: see `deploykit.verdict.PHASES`."""
         native = self._checked(feeds)
         taken = {name: np.zeros(iterations, np.int64) for name in PHASES}
         self._lane.enter()
-        with self._lane.marks(4) as marks:
+        with self._settled(), self._lane.marks(4) as marks:
             for index in range(iterations):
                 for name, nanoseconds in self._phases_once(native, marks).items():
                     taken[name][index] = nanoseconds

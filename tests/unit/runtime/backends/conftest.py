@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,11 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def driver(fake_driver: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
-    """Let deploykit find it; returns it, to be asked what is still held."""
-    monkeypatch.setattr(cuda, "LIBRARY", str(fake_driver))
-    return ctypes.CDLL(str(fake_driver))
+def driver(fake_driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """Let deploykit find one that nobody has used before; returns it, to be asked what is still held."""
+    library = Path(shutil.copy(fake_driver, tmp_path))
+    monkeypatch.setattr(cuda, "LIBRARY", str(library))
+    loaded = ctypes.CDLL(str(library))
+    yield loaded
+    assert loaded.fakeHeld() == 0
+    assert loaded.fakePending() == 0

@@ -106,6 +106,7 @@ def test_a_graph_is_captured_launched_and_given_back(driver: ctypes.CDLL) -> Non
     graph.launch()
     graph.launch()
     assert driver.fakeLaunched() - before == 2
+    lane.wait()
     graph.close()
     lane.close()
     assert driver.fakeHeld() == 0
