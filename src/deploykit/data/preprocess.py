@@ -117,3 +117,11 @@ def normalize(crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float3
 def prepare(images: Iterable[NDArray[np.uint8]], recipe: Preprocess) -> NDArray[np.float32]:
     """Crop and normalize a few images: uint8 [height, width, 3] each, to float32 [N, 3, height, width]."""
     return normalize(np.stack([crop(image, recipe) for image in images]), recipe)
+
+
+def stretched(crops: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return crops at another size, uint8 [N, height, width, 3]: bicubic, antialiased, whatever their proportions were."""
+    from PIL import Image
+
+    resized = (Image.fromarray(crop).resize((width, height), Image.Resampling.BICUBIC) for crop in crops)
+    return np.stack([np.asarray(image) for image in resized])

@@ -17,6 +17,7 @@ from deploykit.export.quantize import stage as quantize
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
+from deploykit.models.interface import Interface
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import get_backend
 
@@ -125,7 +126,7 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         _check_fixed_batch(original.id, original.fixed_batch, request)
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
-    _check_profiles(family, request, targets.values())
+    _check_profiles(family, original.takes, request, targets.values())
     if request.capabilities and not any(target.capabilities for target in targets.values()):
         raise UsageError(
             f"--sm {_numbers(request.capabilities)}: no target of this export is built for chosen GPUs",
@@ -134,17 +135,17 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
     return family, targets
 
 
-def _check_profiles(family: Family, request: Request, targets: Iterable[Target]) -> None:
+def _check_profiles(family: Family, takes: Interface, request: Request, targets: Iterable[Target]) -> None:
     """Refuse profiles of axes that are not open, of sizes that the family doesn't take, or that no target makes use of."""
     for name, parts in request.profiles.items():
         if name not in request.dynamic:
             raise UsageError(f"{_told(name, *parts)}: the axis is not open", Hint(f"--dynamic {name}"))
-        _check_parts(family, name, parts)
+        _check_parts(family, name, parts, takes.sizes)
     if request.profiles and not any(target.bounded for target in targets):
         raise UsageError("--profile: no target of this export is tuned for a range of sizes", Hint("--trt-rtx"))
 
 
-def _check_parts(family: Family, name: str, parts: tuple[Sizes, ...]) -> None:
+def _check_parts(family: Family, name: str, parts: tuple[Sizes, ...], own: Mapping[str, int]) -> None:
     """Refuse parts of an axis that the family doesn't take, that leave sizes out between them, or that end too early."""
     rule = family.axes[name]
     for sizes in parts:
@@ -161,9 +162,10 @@ def _check_parts(family: Family, name: str, parts: tuple[Sizes, ...]) -> None:
             raise UsageError(
                 f"{_told(name, below, above)}: {name} {below[2] + rule.step} to {above[0] - rule.step} would be in neither"
             )
-    if whole[0][0] > rule.min or max(most for _, _, most in whole) < rule.traced:
+    judged = (own[name],) if rule.tried else (rule.min, rule.traced)
+    if whole[0][0] > judged[0] or max(most for _, _, most in whole) < judged[-1]:
         raise UsageError(
-            f"{_told(name, *parts)}: artifacts are judged at {rule.min} and {rule.traced} too: let it reach so far"
+            f"{_told(name, *parts)}: artifacts are judged at {' and '.join(map(str, judged))} too: let it reach so far"
         )
 
 
@@ -175,10 +177,18 @@ def _numbers(values: Iterable[int]) -> str:
     return ",".join(map(str, values))
 
 
-def axes_of(family: Family, request: Request, target: Target) -> Mapping[str, Axis]:
-    """Return the axes that are open in a target's artifact, with their bounds."""
+def _tried(family: Family, request: Request, axis: str) -> tuple[int, ...]:
+    """Return the sizes of an axis that inputs are made for beside the usual one, the ends of its profiles among them."""
+    tried = family.axes[axis].tried
+    ends = (size for sizes in request.profiles.get(axis, ()) for size in (sizes[0], sizes[2]))
+    return tuple(dict.fromkeys((*tried, *ends))) if tried else ()
+
+
+def axes_of(original: Original, request: Request, target: Target) -> Mapping[str, Axis]:
+    """Return the axes that are open in a target's artifact, with their bounds; what is usual is the original's own size."""
+    family, usual = get_family(original.family), original.takes.sizes
     rules = {name: family.axes[name] for name in request.dynamic}
-    bounds = {name: (rule.min, rule.min, rule.max) for name, rule in rules.items()}
+    bounds = {name: (rule.min, usual.get(name, rule.min), rule.max) for name, rule in rules.items()}
     if target.bounded:
         bounds |= {
             name: (min(sizes[0] for sizes in parts), parts[0][1], max(sizes[2] for sizes in parts))
@@ -255,7 +265,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     hub = graphs[-1].id
     asked = probe.Asked(
         golden_count,
-        {axis: family.axes[axis].tried for axis in request.dynamic},
+        {axis: _tried(family, request, axis) for axis in request.dynamic},
         None if request.golden is None else _images_options(request.golden, original),
     )
     asking = probe.get_probe(original.takes.probe)
@@ -282,7 +292,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
             precision=cell.precision,
             labels=original.labels,
             preprocess=original.preprocess,
-            axes=axes_of(family, request, target),
+            axes=axes_of(original, request, target),
             ranges=ranges_of(family, request, target),
             capabilities=capabilities_of(cell, request, target),
             place=get_backend(target.builds_on.backend).place(target.builds_on) if target.builds_on else "",

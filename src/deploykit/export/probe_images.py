@@ -6,7 +6,7 @@ from deploykit.data.imageset import prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
 from deploykit.errors import InternalError
 from deploykit.export import reference
-from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, Asked, Probe
+from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, ORIGINAL, Asked, Probe
 from deploykit.export.stage import Node
 from deploykit.models import sources
 from deploykit.models.original import IMAGES, Original
@@ -19,12 +19,14 @@ class ImagesProbe(Probe):
     name = IMAGES
 
     def nodes(self, original: Original, asked: Asked) -> tuple[Node, ...]:
-        """Return the nodes that render images and normalise the first of them."""
+        """Return the nodes that render images and normalise the first of them, a few at other sizes where axes are open."""
         options = reference.GoldenOptions(asked.count, original.input_name, original.recipe)
-        return (
-            Node(GOLDEN_IMAGES, reference.IMAGES, _images(asked), {}),
-            Node(GOLDEN, reference.GOLDEN, options, {"images": GOLDEN_IMAGES}),
-        )
+        images = Node(GOLDEN_IMAGES, reference.IMAGES, _images(asked), {})
+        tried = {axis: sizes for axis, sizes in asked.tried.items() if sizes}
+        if not tried:
+            return images, Node(GOLDEN, reference.GOLDEN, options, {"images": GOLDEN_IMAGES})
+        inputs = {"images": GOLDEN_IMAGES, "original": ORIGINAL}
+        return images, Node(GOLDEN, reference.sized_stage(original), reference.SizedOptions(options, tried), inputs)
 
     def golden(self, original: Original, asked: Asked) -> judge.Golden:
         """Render, prepare and ask."""

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 #: Values of each tensor that one image adds to its histogram.
 SAMPLES: Final = 1024
-#: Every how many values one is taken of a tensor whose size is not known ahead; of a large one every odd multiple of it, so
-#: that few are taken of it too.
-BLIND_STEP: Final = 61
+#: Every how many values one is taken of a tensor whose size is not known ahead: all of a small one, and of a large one every
+#: odd multiple of the last, so that few are taken of it too. Primes that no network has as many channels of.
+BLIND_STEPS: Final = (1, 11, 61)
 #: Channel axis of what goes in and out of the operators that have weights.
 CHANNEL_AXES: Final[Mapping[str, int]] = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 #: Reductions take their axes as an input since this opset; ReduceMean, ReduceMax and ReduceMin alike.
@@ -168,11 +168,22 @@ class _Builder:
         self.records.append(self._node("Concat", [*ends, count, samples, *channels], axis=0))
 
     def _blind_step(self, flat: str) -> str:
-        """Return the odd multiple of `BLIND_STEP` by which from half to twice `SAMPLES` values of a large tensor are taken."""
+        """Return the largest step of `BLIND_STEPS` that leaves `SAMPLES` values, of the last its odd multiple."""
         size = self._node("Reshape", [self._node("Size", [flat]), self._flat])
-        pairs = self._node("Div", [size, self._constant("pair", [2 * SAMPLES * BLIND_STEP])])
-        twice = self._node("Mul", [pairs, self._constant("twice", [2 * BLIND_STEP])])
-        return self._node("Add", [twice, self._constant("blind", [BLIND_STEP])])
+        last = BLIND_STEPS[-1]
+        pairs = self._node("Div", [size, self._constant("pair", [2 * SAMPLES * last])])
+        step = self._node("Mul", [pairs, self._constant("twice", [2 * last])])
+        for before, after in pairwise((0, *BLIND_STEPS)):
+            reached = self._at_least(size, SAMPLES * after) if before else self._constant("always", [1])
+            more = self._node("Mul", [reached, self._constant(f"more{after}", [after - before])])
+            step = self._node("Add", [step, more])
+        return step
+
+    def _at_least(self, size: str, least: int) -> str:
+        """Return 1 where a size is at least `least`, else 0, in operators that every opset has for integers."""
+        times = self._node("Div", [size, self._constant(f"least{least}", [least])])
+        twice = self._node("Add", [times, times])
+        return self._node("Div", [twice, self._node("Add", [times, self._constant("one", [1])])])
 
     def _reduce(self, op: str, tensor: str, axes: Sequence[int], *, keep: bool) -> str:
         if self.opset < AXES_AS_INPUT:
@@ -299,6 +310,6 @@ def _rows(graph: Item, input_name: str) -> int:
 
 
 LIBRARIES = ("onnx", "onnxruntime")
-FROM_IMAGES = Stage("ranges", 4, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
-FROM_TABLE = Stage("ranges", 4, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
-FROM_GOLDEN = Stage("ranges", 4, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)
+FROM_IMAGES = Stage("ranges", 5, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_TABLE = Stage("ranges", 5, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
+FROM_GOLDEN = Stage("ranges", 5, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.calibration.images import CalibrationInputs, open_calibration
 from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_crops, rendered_images
-from deploykit.data.preprocess import normalize
+from deploykit.data.preprocess import normalize, stretched
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
 from deploykit.export.own_run import open_graph
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
-from deploykit.models.original import FORMS, Original
+from deploykit.models.original import FORMS, SIDES, Original
 from deploykit.runtime import drift
-from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.backends.base import Session, get_backend
 from deploykit.runtime.judge import CHUNK, logits_of, run_rows
-from deploykit.runtime.rollout import FURTHER
+from deploykit.runtime.rollout import FURTHER, Sized, save_sized
 
 #: Golden inputs that an original is asked at once: a network of PyTorch's holds every layer's output while it runs.
 ROWS_AT_A_TIME = 2
@@ -118,6 +120,31 @@ def _golden_inputs(inputs: Inputs, options: GoldenOptions, workspace: Workspace)
 
 
 @dataclass(frozen=True)
+class SizedOptions:
+    """Golden inputs, and a few of them at other sizes: of each axis those of `tried`, one at a time."""
+
+    golden: GoldenOptions
+    tried: Mapping[str, tuple[int, ...]]
+
+
+def _sized_inputs(inputs: Inputs, options: SizedOptions, workspace: Workspace) -> Facts:
+    golden, original = options.golden, sources.located(inputs["original"].facts["locator"])
+    facts = _golden_inputs(inputs, golden, workspace)
+    crops = np.load(inputs["images"].path(CROPS))[:ROWS_AT_A_TIME]
+    with sources.open_original(original) as session:
+        sets = [_sized(session, crops, axis, size, original) for axis, sizes in options.tried.items() for size in sizes]
+    save_sized(workspace.folder / FURTHER["sizes"], sets)
+    return facts
+
+
+def _sized(session: Session, crops: NDArray[np.uint8], axis: str, size: int, original: Original) -> Sized:
+    sides = {**original.takes.sizes, axis: size}
+    images = stretched(crops, *(sides.get(name, own) for name, own in zip(SIDES, crops.shape[1:3], strict=True)))
+    inputs = {original.input_name: normalize(images, original.recipe)}
+    return Sized(axis, size, inputs, run_rows(session, inputs, ROWS_AT_A_TIME))
+
+
+@dataclass(frozen=True)
 class NoOptions:
     """Nothing to choose."""
 
@@ -184,6 +211,12 @@ def twin_stage(run: RunConfig) -> Stage[TwinOptions]:
     """Return the stage that asks a runtime what a graph makes of the golden inputs."""
     takes = {"graph": "graph", "golden": "tensors"}
     return Stage("twin-outputs", 1, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
+
+
+def sized_stage(original: Original) -> Stage[SizedOptions]:
+    """Return the stage that makes golden inputs at other sizes too, with the original's answers to those."""
+    takes = {"images": "images", "original": "original"}
+    return Stage("golden-sized", 1, takes, "tensors", ("PIL", *FORMS[original.form].libraries), _sized_inputs)
 
 
 def outputs_stage(original: Original) -> Stage[NoOptions]:

@@ -5,7 +5,7 @@ Liu et al. 2022, arXiv:2201.03545; Woo et al. 2023, arXiv:2301.00808.
 
 from __future__ import annotations
 
-from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.models.family import BUDGETS, IMAGES, Family
 from deploykit.verdict import Budget
 
 FAMILY = Family(
@@ -13,7 +13,7 @@ FAMILY = Family(
     title="ConvNeXt",
     matches=("convnext*", "convnextv2*"),
     opset=20,  # the first with a Gelu operator; at 18 it is five operators and ONNX Runtime is slower
-    axes=BATCH,
+    axes=IMAGES,
     budgets={
         **BUDGETS,
         "f16": Budget(sqnr_db=42.0, cosine=0.9995, agreement=0.99, accuracy_drop=0.005),

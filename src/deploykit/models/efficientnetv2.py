@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.models.family import BUDGETS, IMAGES, Family
 from deploykit.verdict import Budget
 
 FAMILY = Family(
@@ -10,7 +10,7 @@ FAMILY = Family(
     title="EfficientNetV2",
     matches=("tf_efficientnetv2*", "efficientnetv2*"),
     opset=20,
-    axes=BATCH,
+    axes=IMAGES,
     budgets={
         **BUDGETS,
         "int8": Budget(sqnr_db=20.0, cosine=0.995, agreement=0.96, accuracy_drop=0.01, int8_share=0.9),

@@ -37,6 +37,12 @@ class AxisRule:
 
 #: Axes that models of any kind may leave open.
 BATCH = {"batch": AxisRule(min=1, max=256, step=1, traced=2)}
+#: Those of networks that see images of any size: they halve them five times and pool what is left.
+IMAGES = {
+    **BATCH,
+    "height": AxisRule(min=32, max=1024, step=32, traced=96, tried=(64, 160)),
+    "width": AxisRule(min=32, max=1024, step=32, traced=128, tried=(96, 192)),
+}
 #: Bounds that hold for models of any kind. bfloat16 rounds to 8 bits, three fewer than float16: 18 dB below its usual 46.
 #: int8 weights alone: where the largest of a channel is 3.7 sigma, 127 steps, rounding leaves 41 dB per layer, and 28 dB after
 #: twenty in a row. That is bfloat16's line, and so is the agreement; accuracy is held to float16's, the least that can be told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.models.family import BATCH, BUDGETS, Family
+from deploykit.models.family import BUDGETS, IMAGES, Family
 from deploykit.models.precision import Int8Recipe
 from deploykit.verdict import Budget
 
@@ -13,7 +13,7 @@ FAMILY = Family(
     title="MobileNetV3",
     matches=("mobilenetv3*", "tf_mobilenetv3*"),
     opset=20,
-    axes=BATCH,
+    axes=IMAGES,
     budgets={
         **BUDGETS,
         "int8": Budget(sqnr_db=15.0, cosine=0.985, agreement=0.94, accuracy_drop=0.01, int8_share=0.9),

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from deploykit import serde
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.errors import UsageError
+from deploykit.models.family import get_family
 from deploykit.models.interface import BATCH, Input, Interface
 
 #: Name of the probe that renders images.
 IMAGES = "images"
 INPUT_NAME = "input"
+#: Axes of an image, as families name them.
+SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class Form:
         backend: Name of the backend that runs it.
         model: Which of its properties that backend is given.
         libraries: What it takes to run it (keys of `deploykit.optional.COMPONENTS`).
+        resizable: It may take images of other sizes than its own, where its family does.
     """
 
     backend: str
     model: str
     libraries: tuple[str, ...]
+    resizable: bool = False
 
 
 #: A network in PyTorch, one that diffusers builds, or a graph that was exported before.
 FORMS = {
-    "module": Form("torch", "locator", ("torch", "timm", "safetensors")),
+    "module": Form("torch", "locator", ("torch", "timm", "safetensors"), resizable=True),
     "diffusers": Form("torch", "locator", ("torch", "diffusers", "safetensors")),
     "graph": Form("onnxruntime", "weights_file", ("onnxruntime",)),
 }
@@ -147,8 +152,11 @@ class Original:
         """What it takes and gives: as it was declared, else one image and what its task is called."""
         if self.interface is not None:
             return self.interface
-        image = Input(self.input_name, "float32", (BATCH, *self.recipe.input_size))
-        return Interface((image,), self.task, (), {}, IMAGES)
+        channels, *sides = self.recipe.input_size
+        axes = get_family(self.family).axes if FORMS[self.form].resizable else {}
+        sizes = {name: size for name, size in zip(SIDES, sides, strict=True) if name in axes}
+        dims = (name if name in sizes else size for name, size in zip(SIDES, sides, strict=True))
+        return Interface((Input(self.input_name, "float32", (BATCH, channels, *dims)),), self.task, (), sizes, IMAGES)
 
     @property
     def locator(self) -> str:

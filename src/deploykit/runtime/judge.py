@@ -288,16 +288,23 @@ def _judge_share(
 def _judge_axes(session: Session, brief: Brief, budget: Budget, skipped: list[str]) -> Iterator[GateResult]:
     """Run every axis that the graph or the bundle calls dynamic at sizes other than the traced one."""
     rows = {dim.name for spec in session.inputs for dim in spec.shape[:1] if isinstance(dim, Axis)}
-    sized = {axis: [one for one in brief.golden.sized if one.axis == axis] for axis in brief.axes}
+    sized = [one for one in brief.golden.sized if one.axis in brief.axes]
+    of_sizes = {one.axis for one in sized}
     for axis in sorted({axis.name for spec in session.inputs for axis in spec.axes} | set(brief.axes)):
-        if sized.get(axis):
-            yield from (_judge_size(session, budget, one, brief.golden.chunk) for one in sized[axis])
+        if axis in of_sizes:
+            fitting = [one for one in sized if one.axis == axis and _takes(session, axis, one.size)]
+            yield from (_judge_size(session, budget, one, brief.golden.chunk) for one in fitting)
         elif axis in rows or axis in brief.axes:
             for size in _sizes(session, axis, brief.golden.sizes):
                 if size != brief.axes.get(axis):
                     yield _judge_axis(session, brief, budget, axis, size)
         else:
             skipped.append(f"axis {axis!r}: there are no golden inputs of other sizes")
+
+
+def _takes(session: Session, axis: str, size: int) -> bool:
+    """Tell whether a size lies in the bounds that a session gives an axis, as far as it gives any."""
+    return all(dim.accepts(size) for spec in session.inputs for dim in spec.axes if dim.name == axis)
 
 
 def _sizes(session: Session, axis: str, wanted: Sequence[int]) -> tuple[int, ...]:

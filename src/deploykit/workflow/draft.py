@@ -63,7 +63,7 @@ class Draft:
     @property
     def bounds(self) -> Mapping[str, Mapping[str, Axis]]:
         """By target, the dynamic axes with their bounds."""
-        return {target.name: plan.axes_of(self.family, self.request, target) for target in self.targets.values()}
+        return {target.name: plan.axes_of(self.original, self.request, target) for target in self.targets.values()}
 
     def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""

@@ -77,17 +77,17 @@ def test_all_that_can_run_it_is_built_for_where_nothing_is_named() -> None:
     assert capabilities_of(Cell("fp32", "ort"), replace(REQUEST, capabilities=(86,)), get_target("ort")) == ()
 
 
-def test_a_profile_bounds_what_is_built_for_it_alone() -> None:
-    family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": ((1, 8, 32),)})
-    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
-    assert axes_of(family, request, get_target("ort")) == {"batch": Axis("batch", 1, 1, 256)}
-    assert axes_of(family, replace(REQUEST, dynamic=()), get_target("trt-rtx")) == {}
+def test_a_profile_bounds_what_is_built_for_it_alone(original: Original) -> None:
+    request = replace(REQUEST, profiles={"batch": ((1, 8, 32),)})
+    assert axes_of(original, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
+    assert axes_of(original, request, get_target("ort")) == {"batch": Axis("batch", 1, 1, 256)}
+    assert axes_of(original, replace(REQUEST, dynamic=()), get_target("trt-rtx")) == {}
 
 
-def test_an_axis_of_several_parts_is_open_from_the_least_to_the_largest_of_all() -> None:
+def test_an_axis_of_several_parts_is_open_from_the_least_to_the_largest_of_all(original: Original) -> None:
     family, request = get_family("convnext"), replace(REQUEST, profiles={"batch": ((2, 8, 32), (1, 1, 1))})
     parts = {"batch": (Axis("batch", 2, 8, 32), Axis("batch", 1, 1, 1))}
-    assert axes_of(family, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
+    assert axes_of(original, request, get_target("trt-rtx")) == {"batch": Axis("batch", 1, 8, 32)}
     assert ranges_of(family, request, get_target("trt-rtx")) == parts
     assert ranges_of(family, request, get_target("ort")) == {}
     assert ranges_of(family, replace(REQUEST, profiles={"batch": ((1, 8, 32),)}), get_target("trt-rtx")) == {}

@@ -48,8 +48,18 @@ def test_small_tensors_are_taken_whole_and_large_ones_in_part() -> None:
     assert steps["a"] > 8
 
 
-@pytest.mark.parametrize(("height", "least", "most"), [(1, 1, 1), (100, 52, 53), (4096, SAMPLES // 2, 2 * SAMPLES)])
-def test_of_a_tensor_whose_size_is_open_no_more_is_taken(height: int, least: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "least", "most"),
+    [
+        (1, 32, 32),
+        (100, 3200, 3200),
+        (352, 1024, 1024),
+        (1952, 1024, 1024),
+        (4096, SAMPLES // 2, 2 * SAMPLES),
+        (40960, SAMPLES // 2, 2 * SAMPLES),
+    ],
+)
+def test_of_a_tensor_whose_size_is_open_all_is_taken_while_that_is_little(height: int, least: int, most: int) -> None:
     made = model([node("Relu", "x", "y")], {}, (1, 4, "height", 8))
     assert [(entry.name, entry.step) for entry in watch(made)] == [("x", None), ("y", None)]
     session = onnxruntime.InferenceSession(made.SerializeToString())
