@@ -47,8 +47,15 @@ def test_a_damaged_shape_is_bad_input(several: Original, shape: object) -> None:
 
 def test_one_image_is_what_is_taken_where_nothing_is_declared(image: Original) -> None:
     takes = image.takes
-    assert takes.inputs == (Input("input", "float32", ("batch", 3, 64, 64)),)
-    assert (takes.output, takes.probe, takes.axes) == ("logits", "images", ("batch",))
+    assert takes.inputs == (Input("input", "float32", ("batch", 3, "height", "width")),)
+    assert (takes.output, takes.probe, takes.axes) == ("logits", "images", ("batch", "height", "width"))
+    assert takes.at({}) == {"input": (1, 3, 64, 64)}
+
+
+def test_sides_of_images_are_fixed_where_the_family_or_the_file_fixes_them(image: Original) -> None:
+    for fixed in (dataclasses.replace(image, family="dinov2"), dataclasses.replace(image, form="graph")):
+        assert fixed.takes.inputs == (Input("input", "float32", ("batch", 3, 64, 64)),)
+        assert fixed.takes.axes == ("batch",)
 
 
 def test_an_interface_travels_with_its_original_and_counts_in_its_hash(image: Original, several: Original) -> None:
