@@ -73,9 +73,14 @@ class BadInputError(DeploykitError):
 
 
 class UnsupportedError(DeploykitError):
-    """The target can't express this model as asked."""
+    """The target can't express this model as asked.
+
+    Attributes:
+        node: Id of the node of a plan that refused; "" outside a plan.
+    """
 
     exit_code = 8
+    node: str = ""
 
 
 class BakedAxisError(UnsupportedError):

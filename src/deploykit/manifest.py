@@ -20,7 +20,7 @@ from deploykit import serde
 from deploykit.artifact import Artifact, FileRecord, Preprocess
 from deploykit.errors import BadInputError, Hint
 from deploykit.serde import LATER
-from deploykit.verdict import Budget, Judgement, Repair, Timing
+from deploykit.verdict import Budget, Judgement, Refusal, Repair, Timing
 
 VERSION = 1
 FILE = "manifest.json"
@@ -183,6 +183,7 @@ class Manifest:
         libraries: Versions of the runtimes and tools that were there.
         seal: SHA-256 of all the others.
         repairs: What was done so that artifacts pass; None where nothing had to be.
+        refused: What was asked for and can't be made; None where all could.
     """
 
     manifest_version: int
@@ -205,6 +206,7 @@ class Manifest:
     libraries: Mapping[str, str]
     seal: str = ""
     repairs: tuple[Repair, ...] | None = field(default=None, metadata=LATER)
+    refused: tuple[Refusal, ...] | None = field(default=None, metadata=LATER)
 
     @property
     def files(self) -> Iterator[FileRecord]:

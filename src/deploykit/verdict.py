@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Final
 
 from deploykit.artifact import RunConfig
-from deploykit.errors import worst_exit_code
+from deploykit.errors import Hint, UnsupportedError, worst_exit_code
 from deploykit.serde import LATER
 
 #: The code of a verdict that could not be reached.
@@ -327,6 +327,25 @@ class Repair:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An artifact that was asked for and can't be made.
+
+    Attributes:
+        artifact: The name that it would have.
+        precision: That was asked for.
+        target: That was asked for.
+        reason: The whole message of who refused it.
+        hints: What to do about it.
+    """
+
+    artifact: str
+    precision: str
+    target: str
+    reason: str
+    hints: tuple[Hint, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found out about a bundle or an artifact.
 
@@ -337,6 +356,7 @@ class Report:
         latency: Latency gates that were asked for.
         untimed: What could not be timed here, each with its reason.
         repairs: What was done so that artifacts pass.
+        refused: What was asked for and can't be made.
     """
 
     subject: str
@@ -345,11 +365,15 @@ class Report:
     latency: tuple[GateResult, ...] = ()
     untimed: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """The gravest verdict of all."""
-        return Verdict.worst([*(j.verdict for j in self.judgements), *(gate.verdict for gate in self.latency)])
+        """The gravest verdict of all; what can't be made has failed."""
+        refused = (Verdict.FAIL for _ in self.refused)
+        return Verdict.worst(
+            [*(j.verdict for j in self.judgements), *(gate.verdict for gate in self.latency), *refused]
+        )
 
     def count(self, verdict: Verdict) -> int:
         """Return how many judgements ended so."""
@@ -367,7 +391,7 @@ class Report:
         Args:
             strict: Whether a check that was not run counts as inconclusive.
         """
-        codes = [0]
+        codes = [0, *(UnsupportedError.exit_code for _ in self.refused)]
         for judgement in self.judgements:
             failed = [gate.kind.exit_code for gate in judgement.gates if gate.verdict is Verdict.FAIL]
             if judgement.verdict is Verdict.FAIL:

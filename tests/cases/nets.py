@@ -101,10 +101,10 @@ class Counter(nn.Module):
 class Spectrum(nn.Module):
     """A global filter in the frequency domain: ONNX Runtime computes it, OpenVINO refuses a node of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.weight, self.net = nn.Parameter(torch.randn(3, 32, 17, 2) * 0.1 + 1), Small()
+        self.weight, self.net = nn.Parameter(torch.randn(3, 32, 17, 2) * 0.1 + 1), net
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.weight)
@@ -192,4 +192,9 @@ def counter() -> nn.Module:
 
 def spectrum() -> nn.Module:
     """Return a network that OpenVINO refuses."""
-    return Spectrum().eval()
+    return Spectrum(Small()).eval()
+
+
+def thin_spectrum() -> nn.Module:
+    """Return the same filter before a head of few weights, none of which is worth storing in fewer bits."""
+    return Spectrum(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))).eval()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import gate, judgement
 
-from deploykit.verdict import Executed, GateKind, GateResult, Judgement, Report, Verdict, grade_of, int8_share
+from deploykit.verdict import Executed, GateKind, GateResult, Judgement, Refusal, Report, Verdict, grade_of, int8_share
 
 PASS, FAIL, UNSURE, NOT_RUN = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_RUN
 DRIFT, LATENCY, AXIS = GateKind.DRIFT, GateKind.LATENCY, GateKind.AXIS
@@ -140,3 +140,12 @@ def test_the_share_in_8_bits_is_one_of_multiply_adds() -> None:
     assert int8_share(layers) == 0.75
     assert int8_share([*layers, Executed("c", "Gemm", "fp8", 400)]) == 0.875
     assert int8_share([]) == 0.0
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_refused_fails_the_whole(strict: bool) -> None:
+    refusal = Refusal("net.fp32.openvino", "fp32", "openvino", "a node is refused")
+    report = Report("b", (judgement(PASS, gate()),), refused=(refusal,))
+    assert report.verdict is FAIL
+    assert report.exit_code(strict=strict) == 8
+    assert Report("b", (judgement(FAIL, gate(DRIFT, FAIL)),), refused=(refusal,)).exit_code(strict=strict) == 8

@@ -146,7 +146,7 @@ def export(
     """Export a model to every precision and target that is named, judge each and write a bundle.
 
     Precisions and targets multiply: --fp32 --ort --openvino makes two artifacts. Exit code 0 when every gate passed, 3 when
-    an artifact drifts too far, 6 when the images can't tell.
+    an artifact drifts too far, 6 when the images can't tell, 8 when a target refuses: the others are made all the same.
     """
     from deploykit.cli import render
     from deploykit.workflow.export import export_model
@@ -291,4 +291,8 @@ def _print_result(exported: Exported, *, verified: bool) -> None:
     if verified:
         console.print(terminal.summary(report), markup=False)
     else:
-        console.print(f"0 passed, {len(bundle.manifest.artifacts)} not run (--no-verify)", markup=False)
+        for line in terminal.complaints(report):
+            console.print(line, markup=False)
+        refused = f", {len(report.refused)} refused" if report.refused else ""
+        count = len(bundle.manifest.artifacts)
+        console.print(f"0 passed{refused}, {count} not run (--no-verify)", markup=False)

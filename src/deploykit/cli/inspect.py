@@ -74,7 +74,7 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
                 console.print(f"  {side:<7} {spec.name} {spec.dtype} {spec.text}", markup=False)
         for run in artifact.runs:
             console.print(f"  run     {run.label}", markup=False)
-    report = Report(str(root), manifest.judgements, manifest.timings)
+    report = Report(str(root), manifest.judgements, manifest.timings, refused=manifest.refused or ())
     render.print_report(report, {artifact.name: artifact.bytes for artifact in manifest.artifacts})
 
 

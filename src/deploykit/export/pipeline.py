@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from deploykit import heap, optional, telemetry
 from deploykit.artifact import FileRecord
-from deploykit.errors import BadInputError, DeploykitError, Hint, InternalError, ResourceError
+from deploykit.errors import BadInputError, DeploykitError, Hint, InternalError, ResourceError, UnsupportedError
 from deploykit.export.cache import FILES, Cache, Entry, Made
 from deploykit.export.stage import Item, Node, Plan, Workspace
 from deploykit.manifest import StageRecord
@@ -73,7 +73,7 @@ class Pipeline:
             The result of each node, by id; its files have been hashed.
 
         Raises:
-            DeploykitError: A stage failed; what was made before stays in the cache.
+            DeploykitError: A stage failed; what was made before stays in the cache. An UnsupportedError names its node.
         """
         plan.check()
         while True:
@@ -130,6 +130,9 @@ class Pipeline:
             entry = Entry(node.stage.makes, _records(folder / FILES), facts, libraries, seconds)
             node.stage.ensure(inputs, node.options, Item(entry.kind, folder / FILES, entry.files, facts))
             return self.cache.store(key, folder, entry)
+        except UnsupportedError as error:
+            error.node = error.node or node.id
+            raise
         except OSError as error:
             raise self._translated(error) from error
         finally:

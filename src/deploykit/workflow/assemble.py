@@ -25,7 +25,7 @@ from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.rollout import FURTHER
-from deploykit.verdict import Repair
+from deploykit.verdict import Refusal, Repair
 from deploykit.workflow import measure
 
 
@@ -41,6 +41,7 @@ class Story:
         bounds: By target, the dynamic axes with their bounds.
         command: The command line that asks for it.
         repairs: What was done so that artifacts pass.
+        refused: What was asked for and can't be made.
     """
 
     original: Original
@@ -50,6 +51,7 @@ class Story:
     bounds: Mapping[str, Mapping[str, Axis]]
     command: str
     repairs: tuple[Repair, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
 
 class Assembly:
@@ -161,6 +163,7 @@ class Assembly:
             machine=Machine.here(),
             libraries=optional.installed(),
             repairs=self.story.repairs or None,
+            refused=self.story.refused or None,
         ).sealed()
 
 

@@ -73,6 +73,21 @@ class Draft:
         """Return the draft that makes these cells as well."""
         return replace(self, request=replace(self.request, cells=tuple(dict.fromkeys([*self.request.cells, *cells]))))
 
+    def only(self, cells: Iterable[plan.Cell]) -> Draft:
+        """Return the draft that makes these cells alone; what only the others made use of is not asked for any more."""
+        chosen = tuple(cells)
+        targets = [self.targets[cell] for cell in chosen]
+        request = self.request
+        return replace(
+            self,
+            request=replace(
+                request,
+                cells=chosen,
+                profiles=request.profiles if any(target.bounded for target in targets) else {},
+                capabilities=request.capabilities if any(target.capabilities for target in targets) else (),
+            ),
+        )
+
     def whole(self) -> Plan:
         """Return the whole plan: graphs, artifacts, judgements, timings."""
         judged = self.judged()

@@ -30,13 +30,13 @@ from deploykit.models import sources
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import Candidate
-from deploykit.verdict import Repair, Report
+from deploykit.verdict import Report
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
 from deploykit.workflow.draft import Draft
+from deploykit.workflow.making import make
 from deploykit.workflow.memory import resolve
 from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
-from deploykit.workflow.repair import repaired
 
 #: The sizes that a profile names.
 _PROFILE = ("MIN", "OPT", "MAX")
@@ -171,7 +171,7 @@ def export_model(
         UsageError: The request makes no sense, or the folder holds something else.
         MissingComponentError: A library that the plan needs is not installed.
         ResourceError: No disk, or another export is writing there.
-        UnsupportedError: The target can't express the model.
+        UnsupportedError: No target can express the model. What one of several refuses is in `report.refused`.
     """
     options = options or ExportOptions()
     preview = prepare(model, options)
@@ -179,28 +179,24 @@ def export_model(
         on_plan(preview)
     with _cache(options) as cache, _lock(preview.out):
         writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
-        pipeline, draft = Pipeline(cache, watcher or Silent(), quiet=quiet), preview.draft
-        repairs: tuple[Repair, ...] = ()
-        if options.verify and options.repair:
-            draft, repairs = repaired(pipeline, draft)
-        made = draft.whole()
-        results = pipeline.run(made)
+        done = make(Pipeline(cache, watcher or Silent(), quiet=quiet), preview.draft)
         if options.save_calib_table:
-            _save_table(results, Path(options.save_calib_table))
+            _save_table(done.results, Path(options.save_calib_table))
         story = Story(
-            original=draft.original,
-            plan=made,
-            cells=preview.cells,
-            axes=draft.axes,
-            bounds=draft.bounds,
+            original=preview.original,
+            plan=done.plan,
+            cells=done.draft.request.cells,
+            axes=done.draft.axes,
+            bounds=done.draft.bounds,
             command=command or _command(model, options),
-            repairs=repairs,
+            repairs=done.repairs,
+            refused=done.refused,
         )
-        bundle = assemble(story, results, writer)
-    return Exported(bundle, _report(bundle, options, repairs))
+        bundle = assemble(story, done.results, writer)
+    return Exported(bundle, _report(bundle, options))
 
 
-def _report(bundle: Bundle, options: ExportOptions, repairs: tuple[Repair, ...]) -> Report:
+def _report(bundle: Bundle, options: ExportOptions) -> Report:
     """Return what is on record; what can't run here is told once, by its judgement where there is one."""
     manifest = bundle.manifest
     told = {(judgement.artifact, judgement.run.label) for judgement in manifest.judgements if judgement.not_run}
@@ -210,7 +206,14 @@ def _report(bundle: Bundle, options: ExportOptions, repairs: tuple[Repair, ...])
         for run in artifact.runs
         if options.bench and (artifact.name, run.label) not in told
     ]
-    return Report(str(bundle.root), manifest.judgements, manifest.timings, untimed=untimed(asked), repairs=repairs)
+    return Report(
+        str(bundle.root),
+        manifest.judgements,
+        manifest.timings,
+        untimed=untimed(asked),
+        repairs=manifest.repairs or (),
+        refused=manifest.refused or (),
+    )
 
 
 def _profiles(texts: Iterable[str]) -> dict[str, tuple[plan.Sizes, ...]]:

@@ -12,6 +12,7 @@ import numpy as np
 from deploykit import serde
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors
+from deploykit.errors import UnsupportedError
 from deploykit.export.probe import golden_of
 from deploykit.export.reference import ANSWERS, CROPS
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
@@ -109,10 +110,16 @@ def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
     golden = judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
     files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
     timings = time_beside_original(
-        inputs["original"].facts["locator"], files, golden, options.bench, workspace.progress
+        inputs["original"].facts["locator"], files, golden, options.bench, workspace.progress, _refuse
     )
     (workspace.folder / TIMINGS).write_text(json.dumps(serde.to_json(timings)), encoding="utf-8")
     return {"candidates": len(timings)}
+
+
+def _refuse(candidate: Candidate, error: UnsupportedError) -> None:
+    """Say that the artifact is refused, rather than timing."""
+    error.node = candidate.name
+    raise error
 
 
 def time_stage(original: Original, candidates: tuple[tuple[str, str, RunConfig], ...]) -> Stage[TimeOptions]:

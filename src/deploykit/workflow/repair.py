@@ -79,7 +79,7 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
         pipeline: Runs plans; what it has made stays made.
         draft: As it was asked for.
     """
-    judged_as = {cell: _judged_as(draft, cell) for cell in draft.request.cells}
+    judged_as = {cell: judged_as_cell(draft, cell) for cell in draft.request.cells}
     told = draft.including(judged_as.values())
     patients: dict[plan.Cell, Patient] = {}
     while True:
@@ -100,7 +100,7 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
     return draft.keeping(kept), tuple(_record(told, cell, patient, own=cell == other) for cell, other, patient in found)
 
 
-def _judged_as(draft: Draft, cell: plan.Cell) -> plan.Cell:
+def judged_as_cell(draft: Draft, cell: plan.Cell) -> plan.Cell:
     """Return the cell by which one is judged: where its artifact can't run here, that of the graph that it is built from."""
     target = draft.targets[cell]
     runs = target.runs[cell.precision]

@@ -10,8 +10,9 @@ from rich.console import Console
 from tests.support import RAN, gate, judgement, timing
 
 from deploykit.artifact import RunConfig
+from deploykit.errors import Hint
 from deploykit.runtime.report import terminal
-from deploykit.verdict import Clocks, GpuTiming, Judgement, Report, Timing, Verdict
+from deploykit.verdict import Clocks, GpuTiming, Judgement, Refusal, Report, Timing, Verdict
 
 METRICS = {"sqnr_db": 123.4, "images": 2000.0, "agreement": 0.9985, "flips": 3.0}
 RUNS = {"ort": RunConfig("onnxruntime", precision="f32"), "openvino": RunConfig("openvino")}
@@ -76,3 +77,15 @@ def test_latents_stand_where_there_are_no_answers_to_agree_on() -> None:
     shown = lines(Report("bundle", (found,)), 80)
     assert any("61 dB" in line and "latents 84 dB" in line for line in shown)
     assert not any("…" in line for line in shown)
+
+
+def test_what_is_refused_has_a_row_and_its_whole_reason() -> None:
+    reason = "OpenVINO refuses the graph: 2 nodes\nConv-20\nMul-20"
+    refusal = Refusal("net.int8.openvino", "int8", "openvino", reason, (Hint("--ort", "takes it"),))
+    report = Report("bundle", (judged("fp32", "ort"),), refused=(refusal,))
+    (row,) = (line for line in lines(report, 80) if line.startswith("int8.openvino"))
+    assert row.split() == ["int8.openvino", "✘", "refused"]
+    told = "\n".join(terminal.complaints(report)).splitlines()
+    assert told[0].startswith("✘ net.int8.openvino: OpenVINO refuses the graph: 2 nodes")
+    assert [line.strip() for line in told[1:]] == ["Conv-20", "Mul-20", "use --ort   takes it"]
+    assert terminal.summary(report) == "1 passed, 1 refused, 0 not run"

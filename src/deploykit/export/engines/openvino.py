@@ -20,6 +20,7 @@ from deploykit.export.quantize.grid import SYMMETRIC, UINT8
 from deploykit.export.quantize.placement import MOVES, Placement
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
 from deploykit.export.target import PackageOptions, Target
+from deploykit.runtime.backends.openvino import message_of
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,7 @@ def _run(inputs: Inputs, options: PackageOptions, workspace: Workspace) -> Facts
     try:
         model = openvino.Core().read_model(str(graph))
     except RuntimeError as error:
-        raise UnsupportedError(f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}") from error
+        raise UnsupportedError(f"OpenVINO refuses the graph: {message_of(error)}") from error
     names = {
         value.name: {str(i): dim.dim_param for i, dim in enumerate(value.type.tensor_type.shape.dim) if dim.dim_param}
         for value in onnx_files.load(graph).graph.input

@@ -297,6 +297,13 @@ def _spec(path: Path, port: Any, axes: Mapping[str, Mapping[str, str]]) -> Tenso
     return TensorSpec(name, _DTYPES[kind], shape)
 
 
+def message_of(error: Exception) -> str:
+    """Return the whole message of an error, but for empty lines and those that only name OpenVINO's own source."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception from ")]
+    return "\n".join(said or lines) or type(error).__name__
+
+
 def _last_line(error: Exception) -> str:
     """Return the line that says something: OpenVINO puts its own source lines before it."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
@@ -305,7 +312,7 @@ def _last_line(error: Exception) -> str:
 
 def _unreadable(path: Path, error: Exception) -> DeploykitError:
     if any(words in str(error) for words in _BEYOND):
-        return UnsupportedError(f"OpenVINO can't express {path}: {_last_line(error)}")
+        return UnsupportedError(f"OpenVINO can't express {path}: {message_of(error)}")
     return BadInputError(f"OpenVINO can't read {path}: {_last_line(error)}")
 
 
@@ -313,7 +320,7 @@ def _uncompilable(path: Path, config: RunConfig, error: Exception) -> DeploykitE
     for key, value in config.hints.items():
         if f"property {key}" in str(error) or f"property key {key}" in str(error):
             return UsageError(f"OpenVINO refuses the hint {key}={value}: {_last_line(error)}")
-    return UnsupportedError(f"OpenVINO can't compile {path}: {_last_line(error)}")
+    return UnsupportedError(f"OpenVINO can't compile {path}: {message_of(error)}")
 
 
 BACKEND = OpenVinoBackend()

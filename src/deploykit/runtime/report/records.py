@@ -33,6 +33,7 @@ def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> 
         "verdict": report.verdict.value,
         "not_run": list(report.not_run),
         "artifacts": [_artifact_record(root, artifact, report) for artifact in artifacts],
+        "refused": to_json(report.refused),
         "timings": to_json(report.timings),
         "repairs": to_json(report.repairs),
     }

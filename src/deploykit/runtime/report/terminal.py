@@ -20,6 +20,8 @@ MARKS = {
     Verdict.INCONCLUSIVE: ("? unsure", "yellow"),
     Verdict.NOT_RUN: ("– not run", "dim"),
 }
+#: What stands for a verdict where there is no artifact to judge.
+REFUSED = ("✘ refused", "bold red")
 #: Short names of backends, for narrow terminals.
 SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 #: Columns that names of artifacts leave to the rest of a table of 80.
@@ -49,7 +51,7 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
         report: What was found out.
         sizes: Bytes of each artifact, by name.
     """
-    model, names = short_names([judgement.artifact for judgement in report.judgements])
+    model, names = names_of(report)
     names = _narrow(names)
     grid = _grid(" · ".join(filter(None, (model, conditions(report)))))
     speed = f"ms (× {_baseline(report)})"
@@ -68,6 +70,8 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
         latency = latency_text(timings.get(_key(judgement.artifact, judgement.run)))
         cells = (size, run_text(judgement), drift_text(judgement), agreement_text(judgement), latency)
         grid.add_row(names[judgement.artifact] if is_new else "", *cells, Text(words, style))
+    for refusal in report.refused:
+        grid.add_row(names[refusal.artifact], *[""] * 5, Text(*REFUSED))
     return grid
 
 
@@ -94,6 +98,12 @@ def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     if len(heads) != 1 or any("." not in name for name in distinct):
         return "artifacts", {name: name for name in distinct}
     return heads.pop(), {name: name.partition(".")[2] for name in distinct}
+
+
+def names_of(report: Report) -> tuple[str, dict[str, str]]:
+    """Return what `short_names` does of all that a report is about."""
+    judged = (judgement.artifact for judgement in report.judgements)
+    return short_names([*judged, *(refusal.artifact for refusal in report.refused)])
 
 
 def _narrow(names: Mapping[str, str]) -> dict[str, str]:
@@ -226,6 +236,9 @@ def complaints(report: Report) -> Iterator[str]:
                 yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
         for reason in judgement.not_run:
             yield f"– {where}: not run: {reason}"
+    for refusal in report.refused:
+        yield f"✘ {refusal.artifact}: " + refusal.reason.replace("\n", "\n    ")
+        yield from (f"    use {hint.action}   {hint.effect}".rstrip() for hint in refusal.hints)
     for reason in report.untimed:
         yield f"– {reason}"
     for gate in report.latency:
@@ -235,7 +248,7 @@ def complaints(report: Report) -> Iterator[str]:
 
 def repairs(report: Report) -> Iterator[str]:
     """Yield a line or two for each artifact that was repaired, or could not be."""
-    _, names = short_names([judgement.artifact for judgement in report.judgements])
+    _, names = names_of(report)
     for repair in report.repairs:
         name = names.get(repair.artifact, repair.artifact)
         if repair.given_up:
@@ -288,4 +301,5 @@ def summary(report: Report) -> str:
     for verdict, word in ((Verdict.FAIL, "failed"), (Verdict.INCONCLUSIVE, "inconclusive")):
         if report.count(verdict):
             counts.append(f"{report.count(verdict)} {word}")
+    counts += [f"{len(report.refused)} refused"] if report.refused else []
     return ", ".join([*counts, f"{len(report.not_run)} not run"])
