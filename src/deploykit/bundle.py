@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import manifest as manifests
+from deploykit import paths
+from deploykit.arrays import SUFFIX, Header, check_archive
 from deploykit.artifact import FileRecord, sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
 from deploykit.manifest import Manifest
@@ -68,26 +69,36 @@ class Bundle:
 
 
 def load_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an .npz without ever unpickling.
+    """Read an .npz without ever unpickling; a file can't make it take memory that it doesn't hold values for.
 
     Raises:
-        BadInputError: Damaged, or it holds objects.
+        BadInputError: Damaged, or it holds objects, or it would unpack to far more than it is.
     """
+    if reason := paths.fault(path):
+        raise BadInputError(f"{paths.shown(path)} {reason}")
     try:
         with zipfile.ZipFile(path) as archive:  # np.load takes a member with a wrong checksum, and leaves files open
-            return {
-                name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-                for name in archive.namelist()
-            }
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInputError(f"{path} is no safe .npz: {error}") from error
+            check_archive(path, archive)
+            return {info.filename.removesuffix(SUFFIX): _tensor(archive.read(info)) for info in archive.infolist()}
+    except BadInputError:
+        raise
+    except Exception as error:  # a damaged file leads the parsers of numpy and of archives to any error there is
+        raise BadInputError(f"{path} is no safe .npz: {_first_line(error)}") from error
+
+
+def _tensor(data: bytes) -> NDArray[Any]:
+    return Header.read(io.BytesIO(data)).array(data).copy(order="K")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays by name as an .npz; the same arrays give the same bytes."""
     with zipfile.ZipFile(path, "w") as archive:  # np.savez can't write a tensor that is called "file"
         for name, array in tensors.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
+            with archive.open(zipfile.ZipInfo(f"{name}{SUFFIX}"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import serde
+from deploykit.arrays import Header, check_archive
 from deploykit.artifact import Preprocess, sha256_of
 from deploykit.data import images, rendered
 from deploykit.data.faults import Faults
@@ -269,52 +269,29 @@ def image_files(root: Path) -> tuple[Path, ...]:
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What an array claims to be before a value is read; `offset` is where its values start."""
+def _check(header: Header, what: str, input_size: tuple[int, ...], size: int) -> None:
+    """Refuse an array that holds neither images nor inputs, or that is not of `size` bytes with its header."""
+    dtype, shape = header.dtype, header.shape
+    told = f"{what} is {dtype} {list(shape)}"
+    wanted = f"uint8 [N, height, width, 3] or, prepared, float32 [N, {', '.join(map(str, input_size))}]"
+    if dtype == np.uint8:
+        fits = len(shape) == 4 and shape[3] == 3 and min(shape[1:]) > 0
+    else:
+        fits = dtype == np.float32 and shape[1:] == tuple(input_size)
+    if not fits:
+        raise UsageError(f"{told}; calibration takes {wanted}", *_hints(header))
+    if header.bytes != size - header.offset:
+        raise BadInputError(f"{told}, which is {header.bytes:,} bytes of values; it holds {size - header.offset:,}")
+    if shape[0] == 0:
+        raise BadInputError(f"{what} holds no images")
 
-    shape: tuple[int, ...]
-    is_fortran: bool
-    dtype: np.dtype[Any]
-    offset: int
 
-    @classmethod
-    def read(cls, stream: IO[bytes]) -> _Header:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError(f"version {version[0]}.{version[1]} of the format is for arrays of records")
-        return cls(shape, is_fortran, dtype, stream.tell())
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that the values take."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def check(self, what: str, input_size: tuple[int, ...], size: int) -> None:
-        """Refuse an array that holds neither images nor inputs, or that is not of `size` bytes with its header."""
-        told = f"{what} is {self.dtype} {list(self.shape)}"
-        wanted = f"uint8 [N, height, width, 3] or, prepared, float32 [N, {', '.join(map(str, input_size))}]"
-        if self.dtype == np.uint8:
-            fits = len(self.shape) == 4 and self.shape[3] == 3 and min(self.shape[1:]) > 0
-        else:
-            fits = self.dtype == np.float32 and self.shape[1:] == tuple(input_size)
-        if not fits:
-            raise UsageError(f"{told}; calibration takes {wanted}", *self._hints())
-        if self.bytes != size - self.offset:
-            raise BadInputError(f"{told}, which is {self.bytes:,} bytes of values; it holds {size - self.offset:,}")
-        if self.shape[0] == 0:
-            raise BadInputError(f"{what} holds no images")
-
-    def _hints(self) -> tuple[Hint, ...]:
-        if self.dtype == np.uint8 and self.shape[1:2] == (3,):
-            return (Hint("array.transpose(0, 2, 3, 1)", "puts the channels last"),)
-        if self.dtype == np.float64:
-            return (Hint("array.astype(np.float32)", "is what inputs are"),)
-        return ()
+def _hints(header: Header) -> tuple[Hint, ...]:
+    if header.dtype == np.uint8 and header.shape[1:2] == (3,):
+        return (Hint("array.transpose(0, 2, 3, 1)", "puts the channels last"),)
+    if header.dtype == np.float64:
+        return (Hint("array.astype(np.float32)", "is what inputs are"),)
+    return ()
 
 
 def load_array(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
@@ -340,24 +317,24 @@ def load_array(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
 
 def _map(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
     with path.open("rb") as stream:
-        header = _Header.read(stream)
-    header.check(str(path), input_size, path.stat().st_size)
+        header = Header.read(stream)
+    _check(header, str(path), input_size, path.stat().st_size)
     order: Any = "F" if header.is_fortran else "C"
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
 
 
 def _load_archived(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
     with zipfile.ZipFile(path) as archive:
+        check_archive(path, archive)
         info = _member(path, archive)
         with archive.open(info) as stream:
-            header = _Header.read(stream)
-        header.check(f"{path}: {info.filename}", input_size, info.file_size)
+            header = Header.read(stream)
+        _check(header, f"{path}: {info.filename}", input_size, info.file_size)
         if header.bytes > MAX_BYTES:
             told = f"{path}: {info.filename} is {header.bytes:,} bytes; at most {MAX_BYTES:,} are unpacked into memory"
             raise BadInputError(told, Hint("np.save", "writes an .npy, which may be of any size"))
         data = archive.read(info)  # checks the checksum, which numpy's own reading of a part does not
-    order: Any = "F" if header.is_fortran else "C"
-    return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape, order=order)
+    return header.array(data)
 
 
 def _member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit import paths
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.errors import BadInputError, Hint, UsageError
 
@@ -20,6 +23,8 @@ BINS = 8192
 #: Images whose median mean square says what is ordinary for a tensor.
 FIRST_IMAGES = 16
 VERSION = 1
+#: How a calibration cache of TensorRT begins, and a line of one: a name, and a float32 as eight digits. So much is looked at.
+CACHE, SCALE, CACHE_BYTES = b"TRT-", re.compile(rb".*: [0-9a-fA-F]{8}\s*"), 1 << 20
 
 Floats = NDArray[np.float32]
 Weights = NDArray[np.float64]
@@ -150,28 +155,75 @@ class RangeTable:
 
         Raises:
             BadInputError: The file is no range table, or a damaged one.
+            UsageError: It is TensorRT's own.
         """
+        _refuse_cache(path)
+        arrays = load_tensors(path)
         try:
-            arrays = load_tensors(path)
             head = json.loads(arrays["head"].tobytes())
             if head["version"] != VERSION:
                 raise BadInputError(f"{path} is a range table of version {head['version']}; this is {VERSION}")
-            tensors = dict(zip(head["tensors"], _ranges(arrays, head["channels"]), strict=True))
-            return cls(str(head["graph"]), str(head["images"]), int(head["count"]), tensors)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadInputError(f"{path} is no range table: {str(error).splitlines()[0]}") from error
+            return cls._of(head, arrays)
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadInputError(f"{path} is no range table: {told}") from error
+
+    @classmethod
+    def _of(cls, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> RangeTable:
+        """Return what a file holds. Raises ValueError and its like where that is no table."""
+        names, graph, images, count = (head[key] for key in ("tensors", "graph", "images", "count"))
+        is_told = (
+            isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in (*names, graph, images))
+        )
+        if not is_told or len(set(names)) != len(names):
+            raise ValueError("its head names no tensors, graph and images")
+        return cls(graph, images, count, dict(zip(names, _ranges(arrays, head["channels"]), strict=True)))
+
+
+def _refuse_cache(path: Path) -> None:
+    """Say what a calibration cache of TensorRT is: a scale for each tensor of another graph, and nothing that lies beneath it.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if paths.fault(path):
+        return
+    with path.open("rb") as stream:
+        if stream.read(len(CACHE)) != CACHE:
+            return
+        lines = stream.read(CACHE_BYTES).splitlines()
+    kind = (CACHE + lines[0]).decode("ascii", "replace").strip()[:80] if lines else CACHE.decode()
+    scales = [line for line in lines[1:] if SCALE.fullmatch(line)]
+    raise UsageError(
+        f"{path} is a calibration cache of TensorRT ({kind}, {len(scales)} scales): it belongs to the graph and the TensorRT "
+        "that it was made with, and holds no ranges",
+        Hint("--calib IMAGES", "measures the ranges of this graph; the images of that calibration do"),
+    )
 
 
 def _joined(pieces: Sequence[Floats]) -> Floats:
     return np.concatenate([np.empty(0, np.float32), *pieces]).astype(np.float32)
 
 
-def _ranges(arrays: Mapping[str, NDArray[np.generic]], channels: Sequence[int]) -> Iterator[TensorRange]:
-    ends = np.cumsum(channels)[:-1]
-    split = [np.split(arrays[key].astype(np.float32), ends) for key in ("channel_min", "channel_max", "channel_mean")]
-    for scalars, histogram, *pieces in zip(arrays["scalars"], arrays["histograms"], *split, strict=True):
+def _ranges(arrays: Mapping[str, NDArray[Any]], channels: Sequence[int]) -> Iterator[TensorRange]:
+    """Yield what a file's arrays hold, after checking that they fit one another and can be ranges at all."""
+    wanted = (len(channels), 5), (len(channels), BINS)
+    if (arrays["scalars"].shape, arrays["histograms"].shape) != wanted:
+        raise ValueError(f"{len(channels)} tensors need scalars and histograms of {wanted}")
+    if not all(isinstance(count, int) and count >= 0 for count in channels):
+        raise ValueError("its numbers of channels are no numbers")
+    pieces = [arrays[key].astype(np.float32) for key in ("channel_min", "channel_max", "channel_mean")]
+    if any(piece.shape != (sum(channels),) for piece in pieces):
+        raise ValueError(f"{sum(channels)} channels need as many values")
+    tables = [arrays[key].astype(np.float64) for key in ("scalars", "histograms")]
+    if not all(np.isfinite(values).all() for values in (*tables, *pieces)) or tables[1].min(initial=0.0) < 0:
+        raise ValueError("its values are not finite, or weigh less than nothing")
+    ends = np.cumsum(channels, dtype=np.int64)[:-1]
+    for scalars, histogram, *split in zip(*tables, *(np.split(piece, ends) for piece in pieces), strict=True):
         low, high, image_low, image_high, limit = (float(value) for value in scalars)
-        yield TensorRange(low, high, image_low, image_high, limit, histogram, *pieces)
+        if low > high or limit <= 0:
+            raise ValueError(f"no tensor has values from {low:g} to {high:g}, within {limit:g}")
+        yield TensorRange(low, high, image_low, image_high, limit, histogram, *split)
 
 
 @dataclass(frozen=True)

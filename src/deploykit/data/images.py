@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit import paths
 from deploykit.errors import BadInputError, ResourceError
 from deploykit.optional import require
 
@@ -43,6 +44,9 @@ def decode(path: Path) -> NDArray[np.uint8]:
     require("PIL")
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    reason = paths.fault(path)
+    if reason:
+        raise BadInputError(f"{paths.shown(path)} {reason.replace('does not exist', 'is missing')}")
     try:
         # Given the path, Pillow 13 maps TIFFs into memory, and those with an orientation of 5 to 8 by the wrong width.
         with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
@@ -53,8 +57,6 @@ def decode(path: Path) -> NDArray[np.uint8]:
             return _rgb(upright)
     except BadInputError:
         raise
-    except FileNotFoundError:
-        raise BadInputError(f"{path} is missing") from None
     except UnidentifiedImageError:
         raise BadInputError(f"{path} is no image, or none of {', '.join(FORMATS)}") from None
     except MemoryError as error:

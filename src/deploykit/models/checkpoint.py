@@ -11,10 +11,13 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit import paths
+from deploykit.arrays import check_archive, unpacked_limit
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.optional import require
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 State = dict[str, "torch.Tensor"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
+#: How an archive begins.
+ARCHIVE: Final = b"PK\x03\x04"
 #: Where training scripts keep the weights, best first: averaged weights are what they evaluate.
 KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
@@ -63,8 +68,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> State:
         BadInputError: Truncated, garbage, holding code, holding no weights, or holding NaN.
     """
     require("torch", "safetensors")
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist")
+    paths.check_file(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
@@ -91,6 +95,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path) -> object:
     import torch
 
+    _check_unpacked(path)
     try:
         stand_ins: list[Any] = [(_Ignored, name) for name in IGNORED]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -99,6 +104,23 @@ def _read_pickle(path: Path) -> object:
     except UNREADABLE as error:
         raise _refused(path, error) from error
     return loaded
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse an archive that would take far more memory than it has bytes. What is no archive has its tensors as they are.
+
+    Raises:
+        BadInputError: It would, or it is damaged.
+    """
+    with path.open("rb") as stream:
+        is_archive = stream.read(len(ARCHIVE)) == ARCHIVE
+    if not is_archive:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_archive(path, archive)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise _refused(path, error) from error
 
 
 class _Ignored:
@@ -155,6 +177,11 @@ def _checked(state: Mapping[Any, Any], path: Path) -> State:
     if strangers or not state:
         what = f"{strangers[0]!r} is no plain tensor" if strangers else "it is empty"
         raise BadInputError(f"{path} holds no state dict: {what}", Hint("--checkpoint-key KEY", "says where it is"))
+    total, most = sum(value.numel() * value.element_size() for value in state.values()), unpacked_limit(path)
+    if total > most:
+        raise BadInputError(
+            f"{path} holds {total:,} bytes of weights; at most {most:,} are read from a file of its size"
+        )
     for name, value in state.items():
         if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
             raise BadInputError(f"{path}: {name} holds NaN or infinity")

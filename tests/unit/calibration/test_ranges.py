@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deploykit.bundle import save_tensors
+from deploykit.bundle import load_tensors, save_tensors
 from deploykit.calibration.ranges import BINS, Collector, RangeTable, Seen
 from deploykit.errors import BadInputError, UsageError
 
@@ -54,6 +54,54 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     save_tensors(tmp_path / "other.npz", {"a": np.zeros(3)})
     with pytest.raises(BadInputError, match="no range table"):
         RangeTable.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("array", "changed", "told"),
+    [
+        ("scalars", np.zeros((1, 4)), "need scalars and histograms"),
+        ("scalars", np.array([[1.0, -1.0, 0.0, 0.0, 1.0]]), "no tensor has values from 1 to -1"),
+        ("scalars", np.array([[0.0, 1.0, 0.0, 1.0, 0.0]]), "within 0"),
+        ("scalars", np.array([[0.0, np.inf, 0.0, 1.0, 1.0]]), "not finite"),
+        ("histograms", np.zeros((1, 8)), "need scalars and histograms"),
+        ("histograms", np.full((1, BINS), -1.0), "weigh less than nothing"),
+        ("channel_mean", np.zeros(7, np.float32), "1 channels need as many values"),
+        ("channel_mean", np.array(["a"]), "no range table"),
+        ("head", np.frombuffer(b"[" * 100_000, np.uint8), "no range table"),
+        ("head", np.frombuffer(b'{"version": 1}', np.uint8), "'tensors'"),
+        (
+            "head",
+            np.frombuffer(
+                b'{"version":1,"graph":"","images":"","count":1e999,"tensors":["t"],"channels":[1]}', np.uint8
+            ),
+            "names no tensors, graph and images",
+        ),
+        (
+            "head",
+            np.frombuffer(b'{"version":1,"graph":"","images":"","count":1,"tensors":["t"],"channels":["x"]}', np.uint8),
+            "are no numbers",
+        ),
+    ],
+)
+def test_a_table_whose_parts_do_not_fit_is_refused(
+    tmp_path: Path, array: str, changed: NDArray[np.generic], told: str
+) -> None:
+    path = tmp_path / "t.npz"
+    RangeTable("g", "i", 1, {"t": gathered([[1.0, 2.0]]).range()}).save(path)
+    save_tensors(path, {**load_tensors(path), array: changed})
+    with pytest.raises(BadInputError, match=told):
+        RangeTable.load(path)
+
+
+def test_a_calibration_cache_of_tensorrt_is_known_for_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.cache"
+    path.write_text(
+        "TRT-8601-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]_output: 3d81\nout: 3e0a0b0c\n"
+    )
+    with pytest.raises(
+        UsageError, match=r"x\.cache is a calibration cache of TensorRT \(TRT-8601-EntropyC\w+2, 2 scales\)"
+    ):
+        RangeTable.load(path)
 
 
 @given(IMAGES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from pathlib import Path
@@ -247,6 +248,19 @@ def test_no_memory_is_not_the_fault_of_the_file(tmp_path: Path, monkeypatch: pyt
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=re.escape(f"{tmp_path / 'gone.png'} is missing")):
         decode(tmp_path / "gone.png")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, told in (
+        ("pipe.png", "is no regular file"),
+        (".", "is a folder"),
+        ("loop.png", "Too many levels"),
+        (f"{'n' * 300}.png", "name too long"),
+    ):
+        with pytest.raises(BadInputError, match=told):
+            decode(tmp_path / name)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"P6 1", bytes(99)])

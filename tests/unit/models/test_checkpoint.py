@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from deploykit.arrays import UNPACKED_LEAST
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models.checkpoint import PREFIXES, SUFFIXES, load_into, read_checkpoint
 
@@ -108,6 +109,52 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str, proto
     assert not mark.exists()
 
 
+def _packed_again(source: Path, to: Path, method: int, storage: bytes | None = None) -> Path:
+    """Write an archive's members again, packed otherwise, its one storage replaced."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(to, "w", method) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, storage if storage is not None and "/data/" in name else content)
+    return to
+
+
+def test_a_checkpoint_that_would_unpack_to_far_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    plain = _save(tmp_path / "plain.pth", {"w": torch.zeros(4)})
+    bomb = _packed_again(plain, tmp_path / "bomb.pth", zipfile.ZIP_DEFLATED, bytes(UNPACKED_LEAST + 1))
+    assert bomb.stat().st_size < 1 << 20
+    with pytest.raises(
+        BadInputError, match=r"bomb\.pth would unpack to 268,\d+,\d+ bytes; at most 268,435,456 are read"
+    ):
+        read_checkpoint(bomb)
+    with pytest.raises(BadInputError, match="packed by another method than deflate"):
+        read_checkpoint(_packed_again(plain, tmp_path / "lzma.pth", zipfile.ZIP_LZMA))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_tensor_that_repeats_a_few_bytes_takes_no_memory(tmp_path: Path, legacy: bool) -> None:
+    path = _save(tmp_path / "wide.pth", {"w": torch.zeros(1).expand(1 << 40)}, legacy=legacy)
+    with pytest.raises(BadInputError, match=r"holds 4,398,046,511,104 bytes of weights; at most 268,435,456 are read"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"loop{suffix}").symlink_to(f"loop{suffix}")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name, told in (
+        ("pipe", "is no regular file"),
+        ("loop", "can't be read: Too many levels of symbolic links"),
+        ("folder", "is a folder"),
+        ("gone", "does not exist"),
+        ("n" * 300, "nnn.* can't be read: File name too long"),
+        ("\udcff\0", "can't be read: .*null"),
+    ):
+        with pytest.raises(UsageError, match=told) as caught:
+            read_checkpoint(tmp_path / f"{name}{suffix}")
+        caught.value.message.encode()
+
+
 def test_a_tar_of_pickles_is_refused_and_not_run(tmp_path: Path) -> None:
     mark, path = tmp_path / "ran", tmp_path / "model.pth.tar"
     (tmp_path / "evil").write_bytes(pickle.dumps(Evil(mark), 2))
@@ -187,13 +234,6 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: to
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     with pytest.raises(BadInputError, match=r"head\.scale holds NaN or infinity"):
         read_checkpoint(path)
-
-
-@pytest.mark.parametrize("name", ["none.pth", "none.safetensors", ".", "folder.pth"])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(UsageError, match="does not exist"):
-        read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.npz", "weights.pkl"])
