@@ -14,6 +14,7 @@ EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
     "deploykit verify deploy/tiny-convnext --data val/",
     "deploykit verify deploy/tiny-convnext --data labels.csv",
+    "deploykit verify deploy/net --data val/ --reference py:my.package:net --weights net.pth",
     "deploykit verify deploy/tiny-convnext --device cuda",
     "deploykit verify deploy/tiny-lcm-unet --html report.html",
     "deploykit verify model.onnx --reference tiny-convnext",
@@ -22,7 +23,9 @@ EXAMPLES = (
 
 def verify(
     target: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle's folder, or an artifact's file.")],
-    reference: Annotated[str | None, typer.Option(metavar="MODEL", help="The original of a bare artifact.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The original of a bare artifact, or of a bundle for --data.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(

@@ -36,6 +36,10 @@ class Scheme(ABC):
         """Tell whether a source text without a scheme is meant for this one."""
         return False
 
+    def ships(self, name: str) -> bool:  # noqa: ARG002 - most schemes lead to files, code or a hub
+        """Tell whether the package brings the whole of what `name` is: nothing but its own files is read to open it."""
+        return False
+
     @abstractmethod
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Find out what `name` is.

@@ -72,6 +72,10 @@ class LcmScheme(Scheme):
         """Tell whether it is the network that ships, or the path of a pipeline's folder."""
         return text in SHIPPED or Path(text, "unet", CONFIG).is_file()
 
+    def ships(self, name: str) -> bool:
+        """Tell whether it is the network that ships."""
+        return name in SHIPPED
+
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a UNet's files say of it; the network is built without memory to count its values."""
         versions = optional.require("torch", "diffusers", "safetensors")

@@ -100,6 +100,10 @@ class TinyScheme(Scheme):
         """Tell whether it is the name of a model that ships."""
         return text in tiny_names()
 
+    def ships(self, name: str) -> bool:
+        """Tell whether it is one of them."""
+        return name in tiny_names()
+
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read a card. These models take one option, `embedding`: beyond that they are what they are."""
         refused = sorted(options.given.keys() - {"embedding"})

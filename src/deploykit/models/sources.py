@@ -54,6 +54,11 @@ def scheme_of(source: str) -> tuple[Scheme, str]:
     return get_scheme(scheme), name
 
 
+def ships(scheme: str, name: str) -> bool:
+    """Tell whether the package brings the whole of an original."""
+    return scheme in scheme_names() and get_scheme(scheme).ships(name)
+
+
 def open_module(original: Original) -> nn.Module:
     """Build an original and load its weights.
 
@@ -96,10 +101,17 @@ def located(locator: str) -> Original:
         BadInputError: The text is damaged.
         UsageError: It is a source text that names nothing.
     """
-    if not locator.startswith("{"):
-        return resolve(locator)
+    return read_locator(locator) if locator.startswith("{") else resolve(locator)
+
+
+def read_locator(locator: str) -> Original:
+    """Return what `Original.locator` says, opening nothing.
+
+    Raises:
+        BadInputError: The text is damaged.
+    """
     try:
         data = json.loads(locator)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"this locates no original: {error}") from error
     return serde.from_json(Original, data, "original")

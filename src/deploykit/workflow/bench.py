@@ -8,15 +8,16 @@ from pathlib import Path
 
 from deploykit import optional
 from deploykit.artifact import RunConfig
-from deploykit.bundle import Bundle, load_tensors
-from deploykit.errors import Hint, MissingComponentError, UnsupportedError
-from deploykit.models import sources
-from deploykit.models.original import FORMS
+from deploykit.bundle import load_tensors
+from deploykit.errors import DeploykitError, Hint, MissingComponentError, UnsupportedError
+from deploykit.manifest import Manifest
+from deploykit.models.original import FORMS, Original, SourceOptions
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
 from deploykit.verdict import Report, Timing
 from deploykit.workflow.devices import runs_on
+from deploykit.workflow.opened import open_bundle, original_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ def bench(
     budget: LatencyBudget | None = None,
     progress: Callable[[int, int], None] | None = None,
     device: str | None = None,
+    *,
+    reference: str | None = None,
+    source: SourceOptions | None = None,
 ) -> Report:
     """Time every artifact of a bundle in every RunConfig that this machine has; of the others the report says why not.
 
@@ -47,17 +51,19 @@ def bench(
         budget: Gates.
         progress: Called with rounds done and rounds in all.
         device: Where everything runs, such as "cuda:0"; None: where its RunConfigs say.
+        reference: Source of the original, where it isn't one that ships with the package.
+        source: How that is opened.
 
     Returns:
         A report with timings and latency gates.
 
     Raises:
         BadInputError: A file is damaged or was changed.
+        UsageError: `reference` is another original, or a speed-up is asked for and no original may be opened.
         MissingComponentError: None of the runtimes is here, or a speed-up is asked for without PyTorch.
     """
     options, budget = options or BenchOptions(), budget or LatencyBudget()
-    opened = Bundle.open(Path(bundle))
-    opened.check()
+    opened = open_bundle(Path(bundle))
     manifest = opened.manifest
     golden = judge.Golden(load_tensors(opened.root / manifest.golden.inputs.path), {})
     asked = [
@@ -77,8 +83,11 @@ def bench(
     if options.batch is None and len(static) == 1:
         options = replace(options, batch=static.pop())
     refusals: list[str] = []
+    original, refused = _original_of(manifest, reference, source)
+    if refused is not None and budget.min_speedup is not None:
+        raise refused
     timings = time_beside_original(
-        manifest.source.locator,
+        original,
         candidates,
         golden,
         options,
@@ -101,7 +110,22 @@ def bench(
         )
         if gate is not None
     ]
-    return Report(str(opened.root), timings=timings, latency=tuple(gates), untimed=(*untimed(asked), *refusals))
+    without = [f"{judge.ORIGINAL}: not timed: {refused.message}"] if refused is not None else []
+    return Report(
+        str(opened.root), timings=timings, latency=tuple(gates), untimed=(*untimed(asked), *refusals, *without)
+    )
+
+
+def _original_of(
+    manifest: Manifest, reference: str | None, source: SourceOptions | None
+) -> tuple[Original | None, DeploykitError | None]:
+    """Return the original, or why artifacts are timed without it; who named one is told at once."""
+    try:
+        return original_of(manifest, reference, source), None
+    except DeploykitError as error:
+        if reference is not None or (source is not None and source.given):
+            raise
+        return None, error
 
 
 def untimed(candidates: Iterable[Candidate]) -> tuple[str, ...]:
@@ -121,7 +145,7 @@ def is_timed(run: RunConfig) -> bool:
 
 
 def time_beside_original(
-    locator: str,
+    original: Original | None,
     candidates: list[Candidate],
     golden: judge.Golden,
     options: BenchOptions,
@@ -129,18 +153,20 @@ def time_beside_original(
     refused: Callable[[Candidate, UnsupportedError], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Time candidates, and the original with them where what runs it is installed: on each of their devices that it takes."""
-    original = sources.located(locator)
-    libraries = FORMS[original.form].libraries
-    is_here = len(optional.installed(libraries)) == len(libraries)
-    baselines = _baselines(*original.reference, candidates) if is_here else []
+    baselines = _baselines(*original.reference, candidates) if original is not None and _is_here(original) else []
     return measure(
         [*baselines, *candidates],
         lambda specs: judge.feeds_of(specs, golden, options.batch or 1),
         options,
-        baseline=judge.ORIGINAL,
+        baseline=judge.ORIGINAL if baselines else None,
         progress=progress,
         refused=refused,
     )
+
+
+def _is_here(original: Original) -> bool:
+    libraries = FORMS[original.form].libraries
+    return len(optional.installed(libraries)) == len(libraries)
 
 
 def _baselines(model: str, run: RunConfig, candidates: list[Candidate]) -> list[Candidate]:

@@ -17,6 +17,7 @@ from deploykit.export.probe import golden_of
 from deploykit.export.reference import ANSWERS, CROPS
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.manifest import Machine
+from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
@@ -110,7 +111,7 @@ def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
     golden = judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
     files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
     timings = time_beside_original(
-        inputs["original"].facts["locator"], files, golden, options.bench, workspace.progress, _refuse
+        sources.located(inputs["original"].facts["locator"]), files, golden, options.bench, workspace.progress, _refuse
     )
     (workspace.folder / TIMINGS).write_text(json.dumps(serde.to_json(timings)), encoding="utf-8")
     return {"candidates": len(timings)}

@@ -85,11 +85,11 @@ class VerifyOptions:
     """How `deploykit.verify` judges.
 
     Attributes:
-        reference: Source of the original, for a bare artifact.
+        reference: Source of the original: of a bare artifact, or of a bundle whose original `data` is judged by.
         data: Labelled images, a folder per class or a CSV; needs PyTorch for the original's answers.
         eval_size: How many images of the model's own set a bare artifact is judged on.
         device: Where everything runs, such as "cuda:0"; None: where its RunConfigs say.
-        source: How the original of a bare artifact is opened.
+        source: How the original that `reference` names is opened.
     """
 
     reference: str | None = None

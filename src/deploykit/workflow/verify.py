@@ -23,6 +23,7 @@ from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.drift import Answers
 from deploykit.verdict import Judgement, Report
 from deploykit.workflow.devices import runs_on
+from deploykit.workflow.opened import open_bundle, original_of
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
 
 Progress = Callable[[str, int, int], None]
@@ -59,10 +60,11 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
 
 
 def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None) -> Report:
-    if options.reference is not None:
-        raise UsageError("--reference is for a bare artifact: a bundle knows its original")
-    bundle = Bundle.open(root)
-    bundle.check()
+    if options.data is None and (options.reference is not None or options.source.given):
+        raise UsageError(
+            "a bundle is judged by the outputs of its original that it holds: --reference names who answers for --data"
+        )
+    bundle = open_bundle(root)
     manifest = bundle.manifest
     golden = golden_of(bundle)
     evaluation, reason = _bundle_evaluation(bundle, options)
@@ -107,7 +109,7 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
     """Return the labelled images and the original's answers, or why they can't be had."""
     manifest = bundle.manifest
     if options.data is not None:
-        return _live_evaluation(sources.located(manifest.source.locator), options.data, None), ""
+        return _live_evaluation(original_of(manifest, options.reference, options.source), options.data, None), ""
     record, recipe = manifest.evaluation, manifest.preprocess
     if record is None or recipe is None:
         return None, ""

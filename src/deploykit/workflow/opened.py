@@ -1,0 +1,73 @@
+"""Bundles as files of strangers: what they say is data, and opens no code, no hub and no other folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploykit.bundle import Bundle
+from deploykit.errors import Hint, UsageError
+from deploykit.manifest import Manifest
+from deploykit.models import sources
+from deploykit.models.original import Original, SourceOptions
+
+#: What must be the same of an original that the user names and of the one that the bundle was made from.
+COMPARED = ("weights_sha256", "task", "preprocess", "labels", "interface")
+#: Options of a network that ships with the package which a bundle may ask for: they lead nowhere.
+HARMLESS = frozenset({"embedding", "random_weights"})
+
+
+def open_bundle(root: Path) -> Bundle:
+    """Open a bundle and compare every file with its hash.
+
+    Raises:
+        UsageError: There is no such folder.
+        BadInputError: It is no bundle, or a file is damaged or was changed.
+    """
+    bundle = Bundle.open(root)
+    bundle.check()
+    return bundle
+
+
+def original_of(manifest: Manifest, reference: str | None = None, options: SourceOptions | None = None) -> Original:
+    """Return the original of a bundle, which may then be opened.
+
+    A manifest names its original by a text: code to import, a file, a repository. Whoever wrote the bundle chose that text, so
+    it is opened only where the package ships all of it. Any other original the user names again.
+
+    Args:
+        manifest: Of the bundle.
+        reference: Source that the user names.
+        options: How it is opened; the user's own words as well.
+
+    Raises:
+        UsageError: It has to be named, or what is named is another original.
+        BadInputError: The manifest locates no original.
+        DeploykitError: Whatever resolving it raises.
+    """
+    options = options or SourceOptions()
+    recorded = sources.read_locator(manifest.source.locator)
+    if reference is None and options.given:
+        raise UsageError(
+            f"{', '.join(options.given)}: of which original? A bundle's own is opened as the bundle was made",
+            Hint("--reference MODEL", "names the original that this is for"),
+        )
+    if reference is None:
+        if not _ships(recorded):
+            raise UsageError(
+                f"the original is {recorded.scheme}:{recorded.name}, and what a bundle names is not opened for its word",
+                Hint("--reference MODEL", "names it yourself, with the options that it was exported with"),
+            )
+        reference, options = f"{recorded.scheme}:{recorded.name}", recorded.options
+    found = sources.resolve(reference, options)
+    differing = [name.removesuffix("_sha256") for name in COMPARED if getattr(found, name) != getattr(recorded, name)]
+    if differing or recorded.weights_sha256 != manifest.source.weights_sha256:
+        raise UsageError(
+            f"{reference} is not the original of this bundle: other {' and '.join(differing) or 'weights'}",
+            Hint("--reference MODEL", "with the options that the bundle was exported with"),
+        )
+    return found
+
+
+def _ships(recorded: Original) -> bool:
+    """Tell whether the package brings the whole of an original."""
+    return sources.ships(recorded.scheme, recorded.name) and recorded.options.given.keys() <= HARMLESS
