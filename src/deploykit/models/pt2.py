@@ -1,23 +1,29 @@
 """Programs of torch.export in .pt2 files, opened without running a byte that they bring.
 
-PyTorch's own reader is for files that one trusts: it unpickles without restriction where the archive says so, looks operators
-up by any dotted path below `torch`, and evaluates shape expressions and guards as Python. So an archive is read by us
-first, and only what a plain program of tensors and ATen operators needs is let through.
+PyTorch's own reader is for files that one trusts: it unpickles without restriction where the archive says so, finds members by
+names of any case, and evaluates texts as Python. So an archive is read by us: of exactly the members that a plain program has,
+their bytes checked, another archive is written, and that one is what PyTorch reads. Nothing pickled is in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
+import logging
+import math
 import re
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from deploykit import paths
 from deploykit.artifact import MAX_SIZE, Axis, TensorSpec
-from deploykit.errors import BadInputError, UnsupportedError
+from deploykit.errors import BadInputError, Hint, ResourceError, UnsupportedError
+from deploykit.models import pt2_program
 from deploykit.optional import require
 
 if TYPE_CHECKING:
@@ -25,31 +31,27 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-#: Operators by the path that they are looked up by.
-_OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order)\.[A-Za-z_]\w*(\.\w+)?"
-    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-    r"|math\.(ceil|floor|trunc)|torch\.sym_(int|float|max|min|not|sum)"
+_FORMAT, _VERSION, _ORDER = "archive_format", "archive_version", "byteorder"
+_CONTAINER: Final = ".data/version"
+_PROGRAM, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
+#: Lists of tensors, and how the file of one of them is called.
+_TENSORS: Final[Mapping[str, str]] = {
+    "data/weights/model_weights_config.json": r"weight_\d+",
+    "data/constants/model_constants_config.json": r"tensor_\d+",
+}
+#: Members that may be there and aren't needed: sample inputs, which are pickled, and texts that the caller of a program added.
+_UNUSED: Final = re.compile(
+    rf"{re.escape(_SAMPLES)}|extra/[^/]+|\.data/(serialization_id|version)|\.format_version|\.storage_alignment"
 )
-#: What shape expressions call; any other name may be a function of Python's own.
-_FUNCTIONS = (
-    *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Min", "Max", "Abs", "Mod", "floor", "ceiling"),
-    *("And", "Or", "Not", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "LessThan", "GreaterThan"),
-    *("StrictLessThan", "StrictGreaterThan", "Piecewise", "ExprCondPair", "BooleanTrue", "BooleanFalse"),
-    *("FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv", "LShift"),
-    *("RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "IsNonOverlappingAndDenseIndicator"),
-    *("TruncToInt", "TruncToFloat", "RoundToInt", "RoundDecimal", "ToFloat", "Identity"),
-)
-#: Shape expressions: those calls, assumptions about symbols, symbols, numbers and arithmetic.
-_EXPRESSION = re.compile(
-    rf"(?:(?:{'|'.join(_FUNCTIONS)})\(|[a-z]+=(?:True|False)|'[su]\d+'|\b[su]\d+\b|true|false"
-    r"|\d+(?:\.\d+)?|[-+*/<>=!&|~(), ])*"
-)
-#: Names of tensors, parameters and symbols.
-_NAME = re.compile(r"[\w.]*")
-#: Values that are never evaluated: notes, trees of containers, guards, which are not built.
-_NOT_EVALUATED = {"metadata", "in_spec", "out_spec", "guards_code", "torch_version", "stack_trace"}
-_UNSAFE_MEMBER = re.compile(r"[^/]+/(?:data/weights/[^/]+\.pt|data/constants/[^/]+\.pt|data/aotinductor/.*)")
+#: The format, its version, the order of bytes: members of one value.
+_FIXED: Final[Mapping[str, bytes]] = {_FORMAT: b"pt2", _VERSION: b"0", _ORDER: b"little"}
+#: Of the older layouts, in which weights are pickled.
+_OLDER: Final = re.compile(r"serialized_\w+\.(json|pt)|version|data/(weights|constants)/[^/]+\.pt")
+#: Most bytes of the program's JSON and of a list of tensors.
+_MOST_TEXT: Final = 1 << 28
+#: Values that a tensor may have beyond those that its file holds, by repeating them.
+_MOST_REPEATED: Final = 1 << 24
+_ROOT: Final = "program"
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,29 @@ def _read(path: Path) -> ExportedProgram:
     require("torch")
     import torch
 
-    _check_archive(path)
+    if reason := paths.fault(path):
+        raise BadInputError(f"{paths.shown(path)} {reason}")
+    with tempfile.TemporaryDirectory(prefix="deploykit-pt2-") as folder:
+        copy = Path(folder) / "program.pt2"
+        _write_clean(path, copy)
+        try:
+            with _quiet():
+                return torch.export.load(copy)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadInputError(f"{path} is no program that this PyTorch reads: {line[:200]}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from printing the traceback of what it tells by an exception as well."""
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        return torch.export.load(path)
-    except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInputError(f"{path} is no program that this PyTorch reads: {line[:200]}") from error
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _spec(path: Path, name: str, value: object, ranges: dict[str, tuple[int, Any]]) -> TensorSpec:
@@ -113,66 +132,117 @@ def _dim(dim: int | torch.SymInt, ranges: dict[str, tuple[int, Any]]) -> int | A
     return Axis(str(dim), least, least, min(int(upper), MAX_SIZE) if upper.is_finite else MAX_SIZE)
 
 
-def _check_archive(path: Path) -> None:
-    """Look through everything that PyTorch's reader would evaluate.
+def _write_clean(path: Path, copy: Path) -> None:
+    """Write an archive of what was checked, and of nothing else.
 
     Raises:
         BadInputError: No archive, or it asks for something that a plain program does not need.
+        ResourceError: The copy can't be written.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if _UNSAFE_MEMBER.fullmatch(name):
-                    raise _unsafe(path, f"it holds {name}")
-                if name.endswith("_config.json"):
-                    _check_payloads(path, json.loads(archive.read(name)))
-                elif "/models/" in name:
-                    _check_program(path, json.loads(archive.read(name)))
-                elif "/sample_inputs/" in name:
-                    _check_pickle(path, archive, name)
-    except (zipfile.BadZipFile, OSError, ValueError, RecursionError, KeyError, NotImplementedError) as error:
-        raise BadInputError(f"{path} is no intact .pt2 archive: {error}") from error
+            members = _members(path, archive)
+            texts = _texts(path, archive, members)
+            tensors = [name for name in members if re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", name)]
+            with _writing(copy), zipfile.ZipFile(copy, "w") as clean:
+                for name, data in {**_FIXED, **texts, _SAMPLES: b"", _CONTAINER: b"3\n"}.items():
+                    clean.writestr(f"{_ROOT}/{name}", data)
+                for name in tensors:
+                    with (
+                        archive.open(members[name]) as source,
+                        clean.open(f"{_ROOT}/{name}", "w", force_zip64=True) as target,
+                    ):
+                        shutil.copyfileobj(source, target, 1 << 20)
+    except (BadInputError, ResourceError):
+        raise
+    except pt2_program.UnsafeProgramError as error:
+        raise _unsafe(path, str(error)) from error
+    except Exception as error:  # a damaged archive leads its parsers to any error there is
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"{path} is no intact .pt2 archive: {line[:200]}") from error
+
+
+@contextlib.contextmanager
+def _writing(copy: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(f"{copy} can't be written: {error.strerror or error}") from error
 
 
 def _unsafe(path: Path, what: str) -> BadInputError:
     return BadInputError(f"{path} holds more than a program of tensors, and nothing of it was run: {what}")
 
 
-def _check_payloads(path: Path, config: Any) -> None:  # noqa: ANN401 - JSON
-    for name, payload in dict(config.get("config", {})).items():
-        file = str(payload.get("path_name", ""))
-        if payload.get("use_pickle") or not file.startswith(("weight_", "tensor_")):
-            raise _unsafe(path, f"{name!r} is pickled")
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by their names within the one folder of the archive."""
+    infos = archive.infolist()
+    if not infos or infos[0].header_offset:  # of a file that was cut, an archive within may be all that is found
+        raise BadInputError(f"{path} is no intact .pt2 archive: no member is at its start")
+    root = infos[0].filename.partition("/")[0]
+    found: dict[str, zipfile.ZipInfo] = {}
+    folded: set[str] = set()
+    for info in infos:
+        folder, _, name = info.filename.partition("/")
+        if _OLDER.fullmatch(name or folder):
+            raise BadInputError(
+                f"{path} is of an older layout, whose weights are pickled: it holds {info.filename!r}",
+                Hint("torch.export.save(program, FILE)", "of a current PyTorch writes the layout that is read"),
+            )
+        listed = name in _FIXED or name == _PROGRAM or name in _TENSORS or _UNUSED.fullmatch(name)
+        if folder != root or not (listed or re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", name)):
+            raise _unsafe(path, f"it holds {info.filename[:80]!r}")
+        if info.filename.casefold() in folded:
+            raise _unsafe(path, f"it holds {info.filename[:80]!r} twice, or in capitals and small letters")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise BadInputError(f"{path}: {info.filename[:80]!r} is compressed, which torch.export.save never does")
+        folded.add(info.filename.casefold())
+        found[name] = info
+    return found
 
 
-def _check_pickle(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    import torch
+def _texts(path: Path, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, bytes]:
+    """Return the members that are JSON, checked and written anew."""
+    for name in (_FORMAT, _VERSION, _PROGRAM, *_TENSORS):
+        if name not in members:
+            raise BadInputError(f"{path} is no intact .pt2 archive: it holds no {name}")
+    for name in _FIXED.keys() & members.keys():
+        data = _text(path, archive, members[name]).strip()
+        if data != _FIXED[name]:
+            raise BadInputError(f"{path}: {name} is {data[:20]!r}, and {_FIXED[name]!r} is read")
+    program = pt2_program.clean(json.loads(_text(path, archive, members[_PROGRAM])))
+    texts = {_PROGRAM: program}
+    for name, pattern in _TENSORS.items():
+        folder = name.rpartition("/")[0]
+        sizes = {
+            member.rpartition("/")[2]: info.file_size
+            for member, info in members.items()
+            if member.startswith(f"{folder}/")
+        }
+        config = json.loads(_text(path, archive, members[name]))
+        texts[name] = {
+            "config": {key: _payload(path, key, one, pattern, sizes) for key, one in config["config"].items()}
+        }
+    return {name: json.dumps(value).encode() for name, value in texts.items()}
 
-    with archive.open(name) as stream:
-        try:
-            torch.load(stream, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, TypeError, AttributeError) as error:
-            raise _unsafe(
-                path, f"its sample inputs are no plain tensors ({str(error).splitlines()[0][:80]})"
-            ) from error
+
+def _text(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > _MOST_TEXT:
+        raise BadInputError(f"{path}: {info.filename[:80]!r} has {info.file_size:,} bytes of text")
+    return archive.read(info)
 
 
-def _check_program(path: Path, program: object) -> None:
-    for key, text in _strings("", program):
-        rule = {"target": _OPERATOR, "expr_str": _EXPRESSION}.get(key, _NAME)
-        if not rule.fullmatch(text):
-            raise _unsafe(path, f"its {key} {text[:80]!r}")
-
-
-def _strings(key: str, value: object) -> Iterator[tuple[str, str]]:
-    """Yield every text that the reader may evaluate or build code from, with the key that it stands at."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(key, entry)
-    elif isinstance(value, dict):
-        for name, entry in value.items():
-            if name not in _NOT_EVALUATED:
-                yield "name", str(name)
-                yield from _strings(name, entry)
+def _payload(
+    path: Path, name: str, payload: Mapping[str, Any], pattern: str, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return one entry of a list of tensors: never a pickled one, nor one of far more values than its file holds."""
+    file, meta = str(payload["path_name"]), payload["tensor_meta"]
+    if payload["use_pickle"] is not False or not re.fullmatch(pattern, file):
+        raise _unsafe(path, f"{name!r} is pickled")
+    if file not in sizes:
+        raise BadInputError(f"{path} is no intact .pt2 archive: it holds no {file}")
+    pt2_program.clean({"name": name, "meta": meta})
+    count = math.prod(int(size["as_int"]) for size in meta["sizes"])
+    if count > max(sizes[file], _MOST_REPEATED):
+        raise BadInputError(f"{path}: {name!r} claims {count:,} values; its file holds {sizes[file]:,} bytes")
+    return {"path_name": file, "is_param": payload["is_param"] is True, "use_pickle": False, "tensor_meta": meta}
