@@ -3,6 +3,7 @@
 Writing is a commit. New files are placed under names that collide with nothing, then the manifest is replaced by
 `os.replace`, then files that only the old manifest named are removed. Before the first file is placed, a journal lists the
 names, so that a writer that was killed leaves nothing behind that the next one can't tell from somebody else's files.
+Writers hold the folder meanwhile (`deploykit.locks`); one that finds another manifest than it began with commits nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from deploykit import paths
 from deploykit.arrays import SUFFIX, Header, check_archive
 from deploykit.artifact import FileRecord, sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
+from deploykit.locks import LOCK
 from deploykit.manifest import Manifest
 
 JOURNAL = ".deploykit-journal.json"
@@ -124,9 +126,10 @@ class BundleWriter:
 
     def __init__(self, root: Path, source_digest: str, *, replace: bool) -> None:
         self.root = root
+        self._found = self._on_disk()
         self.old = self._old_manifest(replace=replace)
         self._described = {record.path: record for record in self.old.files} if self.old is not None else {}
-        self._ours = {manifests.FILE, JOURNAL, *self._described, *self._journal()}
+        self._ours = {manifests.FILE, JOURNAL, LOCK, *self._described, *self._journal()}
         if self.old is not None and self.old.source.digest != source_digest and not replace:
             raise UsageError(
                 f"{root} holds {self.old.source.id}, another original (or other weights)",
@@ -141,12 +144,15 @@ class BundleWriter:
                 Hint("--replace", "writes beside them and leaves them alone"),
             )
 
-    def _old_manifest(self, *, replace: bool) -> Manifest | None:
+    def _on_disk(self) -> bytes | None:
         path = self.root / manifests.FILE
-        if not path.is_file():
+        return path.read_bytes() if path.is_file() else None
+
+    def _old_manifest(self, *, replace: bool) -> Manifest | None:
+        if self._found is None:
             return None
         try:
-            return manifests.parse(path.read_bytes(), str(path))
+            return manifests.parse(self._found, str(self.root / manifests.FILE))
         except BadInputError:
             if replace:
                 return None
@@ -214,10 +220,16 @@ class BundleWriter:
         """Place the files, replace the manifest, remove what only the old one named.
 
         Raises:
-            ResourceError: The disk is full or the folder can't be written; the old bundle is untouched.
+            ResourceError: The disk is full, the folder can't be written, or somebody else has written there since this
+                writer began; the bundle is untouched.
         """
         placements = tuple(placements)
         try:
+            if self._on_disk() != self._found:
+                raise ResourceError(
+                    f"{self.root} was written by another export meanwhile: nothing of this one was put there",
+                    Hint("the same command again", "adds to what is there now"),
+                )
             self._place(placements)
             self._write(manifests.FILE, manifest.to_bytes())
             self._clean({record.path for record in manifest.files} | {manifests.FILE})
@@ -228,7 +240,7 @@ class BundleWriter:
     def _clean(self, keep: set[str]) -> None:
         """Remove what is ours and not kept: of the names that are really here, whatever a journal claims; the journal last."""
         for name in self._files():
-            if name in self._ours - keep - {JOURNAL}:
+            if name in self._ours - keep - {JOURNAL, LOCK}:
                 (self.root / name).unlink()
         shutil.rmtree(self.root / INCOMING, ignore_errors=True)
         (self.root / JOURNAL).unlink(missing_ok=True)

@@ -90,7 +90,6 @@ COMPONENTS: dict[str, Component] = {
         Component("Pillow", "PIL", ("pillow",), "verify", "read images"),
         Component("SciPy", "scipy", ("scipy",), "verify", "put confidence bounds on task gates"),
         Component("Jinja", "jinja2", ("jinja2",), "verify", "write a report as HTML"),
-        Component("filelock", "filelock", ("filelock",), "export", "guard a bundle against two exports at once"),
         Component("platformdirs", "platformdirs", ("platformdirs",), "export", "find the cache folder"),
     )
 }

@@ -195,12 +195,21 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A paired ratio over rounds: its median and the 95 % confidence interval of that median."""
+    """A paired ratio over rounds.
+
+    Attributes:
+        median: Of the rounds' ratios.
+        lower: Lower end of the 95 % confidence interval of that median.
+        upper: Upper end.
+        rounds: How many.
+        doubts: Why it is unsure, so that it is neither shown nor judged; None where nothing speaks against it.
+    """
 
     median: float
     lower: float
     upper: float
     rounds: int
+    doubts: tuple[str, ...] | None = field(default=None, metadata=LATER)
 
 
 #: Parts of an inference on a GPU, in the order of `GpuTiming`: inputs up, the work itself, results down, and what the host
@@ -265,6 +274,7 @@ class Timing:
         speedup: Time of the original over time of this, paired by round; None for the original.
         measured_at: UTC, ISO 8601.
         gpu: Its parts, where it ran on a GPU that tells them.
+        doubts: Why it is unsure, such as a busy machine; None where nothing speaks against it.
     """
 
     candidate: str
@@ -283,6 +293,7 @@ class Timing:
     speedup: Ratio | None
     measured_at: str
     gpu: GpuTiming | None = field(default=None, metadata=LATER)
+    doubts: tuple[str, ...] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

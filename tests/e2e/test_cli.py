@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.bundle import Bundle
+from deploykit.locks import LOCK, locked
+from deploykit.runtime.load import logical_cores
 from tests.e2e.support import python, run
 
 COMMANDS = ("export", "build", "verify", "bench", "inspect", "doctor", "models", "run")
@@ -73,17 +76,17 @@ def test_somebody_elses_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_exports_into_one_folder_at_once(tmp_path: Path) -> None:
-    import filelock
-
-    from deploykit import serde
-    from deploykit.export.cache import Cache
-
-    lock = Cache.default().root / "locks" / f"{serde.digest(str(tmp_path / 'b'))[:16]}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(lock):
-        outcome = run("export", "tiny-convnext", "--no-bench", "--eval-size", "32", "--out", str(tmp_path / "b"))
+    out, caches = tmp_path / "b", [{"DEPLOYKIT_CACHE": str(tmp_path / name)} for name in ("one", "two")]
+    words = ("export", "tiny-convnext", "--no-verify", "--no-bench", "--out", str(out))
+    with locked(out):
+        outcome = run(*words, env=caches[0])
+        assert [path.name for path in out.iterdir()] == [LOCK]
     assert outcome.code == 5
-    assert "another export is writing to" in outcome.err
+    assert f"another export is writing to {out}" in outcome.err
+    assert not out.exists()
+    assert run(*words, env=caches[1]).code == 0
+    assert not (out / LOCK).exists()
+    Bundle.open(out).check()
 
 
 def test_the_closing_line_counts_what_was_not_run(tmp_path: Path) -> None:
@@ -139,8 +142,19 @@ def test_bench_gates_latency(bundle: Path) -> None:
     words = ("bench", str(bundle), "--rounds", "6")
     assert run(*words, "--max-ms", "10000").code == 0
     outcome = run(*words, "--max-ms", "0.0001")
-    assert outcome.code == 4
+    assert outcome.code == (6 if "timing is unsure: machine busy" in outcome.out else 4)
     assert "the gate asks for at most" in outcome.out
+
+
+def test_more_threads_than_cores_are_told_and_gate_nothing(bundle: Path) -> None:
+    threads = logical_cores() + 1
+    words = ("bench", str(bundle), "--rounds", "6", "--threads", str(threads), "--min-speedup")
+    for least in ("0.0001", "10000"):
+        outcome = run(*words, least)
+        assert outcome.code == 6
+        assert f"timing is unsure: {threads} threads on {logical_cores()} core" in outcome.out
+        row = next(line for line in outcome.out.splitlines() if line.startswith("fp32.onnx"))
+        assert row.rstrip().endswith("unsure")
 
 
 def test_a_device_that_is_not_here_is_told_and_nothing_passes(bundle: Path) -> None:

@@ -20,6 +20,7 @@ from tests.support import Files, manifest
 from deploykit.artifact import FileRecord
 from deploykit.bundle import INCOMING, JOURNAL, Bundle, BundleWriter, Placement, load_tensors, save_tensors
 from deploykit.errors import BadInputError, DeploykitError, ResourceError, UsageError
+from deploykit.locks import LOCK, locked
 from deploykit.manifest import FILE
 
 Content = Mapping[str, Mapping[str, bytes]]
@@ -253,6 +254,38 @@ def test_whatever_dies_whenever_the_manifest_that_is_there_is_true(
                 Bundle.open(root).check()
         commit(root, last)
         assert_holds(root, last)
+
+
+def test_a_writer_that_finds_another_manifest_than_it_began_with_commits_nothing(tmp_path: Path) -> None:
+    late = BundleWriter(tmp_path, "d" * 64, replace=True)
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "late", b"late")
+    placed = late.place("late", {".bin": tmp_path / "files" / "late"})
+    shutil.rmtree(tmp_path / "files")
+    commit(tmp_path, OLD)
+    record = placed[0].record
+    with pytest.raises(ResourceError, match="was written by another export meanwhile"):
+        late.commit((), manifest(Files((record,), record, record, record, None)))
+    assert_holds(tmp_path, OLD)
+    for made in (True, False):  # renewed, and gone
+        late = BundleWriter(tmp_path, "d" * 64, replace=True)
+        if made:
+            commit(tmp_path, NEW)
+        else:
+            shutil.rmtree(tmp_path)
+        with pytest.raises(ResourceError, match="meanwhile"):
+            late.commit((), manifest(Files((record,), record, record, record, None)))
+
+
+def test_the_file_of_a_lock_is_nobodys_and_outlives_a_commit(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        commit(tmp_path, OLD)
+        assert (tmp_path / LOCK).exists()
+    assert_holds(tmp_path, OLD)
+    (tmp_path / LOCK).touch()  # a writer was killed
+    with locked(tmp_path):
+        commit(tmp_path, NEW)
+    assert_holds(tmp_path, NEW)
 
 
 def test_another_original_needs_replace(tmp_path: Path) -> None:

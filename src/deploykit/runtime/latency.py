@@ -11,14 +11,12 @@ candidate lays out its memory otherwise and may differ by a few percent.
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -27,6 +25,7 @@ from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Nanoseconds, Tensor, get_backend
 from deploykit.runtime.backends.clocks import clocks
+from deploykit.runtime.load import doubts, others, physical_cores, ratio_doubts
 from deploykit.runtime.worker import WorkerSession, open_in_worker
 from deploykit.verdict import PHASES, Clocks, GateKind, GateResult, GpuTiming, Ratio, Timing, Verdict
 
@@ -39,24 +38,6 @@ _CONFIDENCE: Final = 0.95
 #: their interval says, mostly by 1 to 4 percent.
 START_NOISE: Final = 0.05
 _SEED: Final = 20_240_607
-
-
-def physical_cores() -> int:
-    """Return how many cores this process may use: siblings of one core count once, a container's quota holds."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = len({_text(topology.format(cpu)) or str(cpu) for cpu in usable})
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdecimal() and period.isdecimal():
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(cores, 1)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +133,7 @@ def measure(
         raise UsageError(f"baseline {baseline!r} is none of the candidates {names}")
     tell = progress or (lambda _done, _total: None)
     total = len(names) * (options.rounds + 1)
+    waiting = others()
     with ExitStack() as stack:
         lanes: list[_Lane] = []
         for candidate in candidates:
@@ -166,8 +148,9 @@ def measure(
             time.sleep(_PAUSE_SECONDS)
             lanes[index].run_burst()
             tell(done, total)
+    waiting = max(waiting, others())
     bases = [lane for lane in lanes if lane.name == baseline]
-    return tuple(lane.timing(None if lane in bases else lane.base_among(bases)) for lane in lanes)
+    return tuple(lane.timing(None if lane in bases else lane.base_among(bases), waiting) for lane in lanes)
 
 
 def _turns(lanes: int, rounds: int) -> list[int]:
@@ -262,8 +245,24 @@ class _Lane:
         """Median of every round."""
         return tuple(float(np.median(taken)) / 1e6 for taken in self._rounds)
 
-    def timing(self, base: _Lane | None) -> Timing:
-        """Sum up; `base` is the lane to compare with."""
+    def timing(self, base: _Lane | None, waiting: int) -> Timing:
+        """Sum up.
+
+        Args:
+            base: The lane to compare with.
+            waiting: How many threads of others wanted to run; see `load.others`.
+        """
+        found = self.sum_up()
+        own = doubts(found, waiting)
+        found = replace(found, doubts=own or None)
+        if base is None:
+            return found
+        ratio = _ratio(base.rounds_ms, self.rounds_ms)
+        unsure = ratio_doubts(ratio, own, doubts(base.sum_up(), waiting))
+        return replace(found, speedup=replace(ratio, doubts=unsure or None))
+
+    def sum_up(self) -> Timing:
+        """Return the numbers by themselves, compared with nothing."""
         every = np.concatenate(self._rounds) / 1e6
         median, p90, p99 = (float(value) for value in np.percentile(every, [50, 90, 99]))
         lower, upper = median_interval(self.rounds_ms)
@@ -281,7 +280,7 @@ class _Lane:
             n=every.size,
             rounds=len(self._rounds),
             warmup=self._warmup + 1,
-            speedup=None if base is None else _ratio(base.rounds_ms, self.rounds_ms),
+            speedup=None,
             measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             gpu=self._gpu(),
         )
@@ -341,13 +340,23 @@ def speed_gate(timing: Timing, min_speedup: float) -> GateResult:
     if ratio is None:
         raise UsageError(f"{timing.candidate} was not timed beside an original, so its speedup is not known")
     interval = (ratio.lower, ratio.upper)
-    return _gate("speedup", timing, ratio.median, interval, min_speedup, higher_is_better=True)
+    found = _gate("speedup", timing, ratio.median, interval, min_speedup, higher_is_better=True)
+    return _unsure(found, ratio.doubts or ())
 
 
 def ceiling_gate(timing: Timing, max_ms: float) -> GateResult:
-    """Judge whether a candidate's median latency stays below a ceiling in milliseconds."""
+    """Judge whether a candidate's median latency stays below a ceiling in milliseconds.
+
+    On a machine that had little time it may pass, for others only make it slower, but not fail.
+    """
     interval = (timing.median_lower_ms, timing.median_upper_ms)
-    return _gate("latency_ms", timing, timing.median_ms, interval, max_ms, higher_is_better=False)
+    found = _gate("latency_ms", timing, timing.median_ms, interval, max_ms, higher_is_better=False)
+    return found if found.verdict is Verdict.PASS else _unsure(found, timing.doubts or ())
+
+
+def _unsure(found: GateResult, reasons: tuple[str, ...]) -> GateResult:
+    """Return a gate that neither passes nor fails where something speaks against its timing."""
+    return replace(found, verdict=Verdict.INCONCLUSIVE, reason="; ".join(reasons)) if reasons else found
 
 
 def _gate(

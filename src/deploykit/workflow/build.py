@@ -16,6 +16,7 @@ from deploykit.bundle import Bundle, BundleWriter, Placement
 from deploykit.errors import Hint, UsageError
 from deploykit.export.engines.tensorrt_build import endings_of, options_of, trtexec
 from deploykit.export.engines.tensorrt_process import build_ordered
+from deploykit.locks import locked
 from deploykit.manifest import StageRecord
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour
 from deploykit.runtime.backends.tensorrt_record import GRAPH_ENDINGS, BuildOrder
@@ -71,9 +72,15 @@ def build(bundle: str | Path, progress: Progress | None = None) -> tuple[Artifac
         UsageError: No such folder, or nothing was deferred in it.
         BadInputError: A file is damaged or was changed.
         MissingComponentError: TensorRT or its GPU is not here.
+        ResourceError: Another process writes to the bundle.
         UnsupportedError: An engine can't be built.
     """
-    opened = _opened(Path(bundle))
+    Bundle.open(Path(bundle))
+    with locked(Path(bundle)):
+        return _build_all(_opened(Path(bundle)), progress)
+
+
+def _build_all(opened: Bundle, progress: Progress | None) -> tuple[Artifact, ...]:
     asked = tuple(_deferred(opened))
     writer = BundleWriter(opened.root, opened.manifest.source.digest, replace=False)
     workspace = Path(tempfile.mkdtemp(prefix="deploykit-build-"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit import optional, serde
+from deploykit import optional
 from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
@@ -26,6 +26,7 @@ from deploykit.export.ranges import TableOptions
 from deploykit.export.reference import unlabelled
 from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
+from deploykit.locks import locked
 from deploykit.models import sources
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import get_backend
@@ -177,7 +178,7 @@ def export_model(
     preview = prepare(model, options)
     if on_plan is not None:
         on_plan(preview)
-    with _cache(options) as cache, _lock(preview.out):
+    with _cache(options) as cache, locked(preview.out):
         writer = BundleWriter(preview.out, preview.original.digest, replace=options.replace)
         done = make(Pipeline(cache, watcher or Silent(), quiet=quiet), preview.draft)
         if options.save_calib_table:
@@ -356,21 +357,6 @@ def _cache(options: ExportOptions) -> Iterator[Cache]:
         yield Cache(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep a second export out of the same folder; the lock lies in the cache, so that bundles hold no foreign file."""
-    import filelock
-
-    name = serde.digest(str(out.resolve()))[:16]
-    folder = Cache.default().root / "locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / f"{name}.lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise ResourceError(f"another export is writing to {out}", Hint("--out DIR", "writes elsewhere")) from None
 
 
 def _check_disk(out: Path, original: Original, cells: int) -> None:

@@ -22,10 +22,10 @@ from deploykit.runtime.latency import (
     ceiling_gate,
     measure,
     median_interval,
-    physical_cores,
     random_feeds,
     speed_gate,
 )
+from deploykit.runtime.load import physical_cores
 from deploykit.verdict import GateKind, Ran, Ratio, Timing, Verdict
 
 RUN = RunConfig("onnxruntime", precision="f32")
@@ -162,9 +162,10 @@ def test_ten_times_the_work_is_slower(tmp_path: Path) -> None:
     assert slow.speedup is not None
     assert slow.speedup.upper < 1
     assert slow.speedup.rounds == slow.rounds == 8
-    assert speed_gate(slow, 1.0).verdict is Verdict.FAIL
+    # Whether this machine is busy is no matter here.
+    assert speed_gate(replace(slow, speedup=replace(slow.speedup, doubts=None)), 1.0).verdict is Verdict.FAIL
     assert same.speedup is not None
-    assert speed_gate(same, 0.2).verdict is Verdict.PASS
+    assert speed_gate(replace(same, speedup=replace(same.speedup, doubts=None)), 0.2).verdict is Verdict.PASS
     assert seen == [(index, 27) for index in range(1, 28)]
     for item in (base, slow, same):
         assert 0 < item.min_ms <= item.median_ms <= item.p90_ms <= item.p99_ms

@@ -6,13 +6,15 @@ import io
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from tests.support import RAN, gate, judgement, timing
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import Hint
 from deploykit.runtime.report import terminal
-from deploykit.verdict import Clocks, GpuTiming, Judgement, Refusal, Report, Timing, Verdict
+from deploykit.verdict import Clocks, GpuTiming, Judgement, Ratio, Refusal, Report, Timing, Verdict
 
 METRICS = {"sqnr_db": 123.4, "images": 2000.0, "agreement": 0.9985, "flips": 3.0}
 RUNS = {"ort": RunConfig("onnxruntime", precision="f32"), "openvino": RunConfig("openvino")}
@@ -89,3 +91,43 @@ def test_what_is_refused_has_a_row_and_its_whole_reason() -> None:
     assert told[0].startswith("✘ net.int8.openvino: OpenVINO refuses the graph: 2 nodes")
     assert [line.strip() for line in told[1:]] == ["Conv-20", "Mul-20", "use --ort   takes it"]
     assert terminal.summary(report) == "1 passed, 1 refused, 0 not run"
+
+
+def test_a_busy_machine_has_no_ratio_in_any_table_and_says_why() -> None:
+    original = replace(timing(), candidate="original", run=RunConfig("torch", precision="f32"), speedup=None)
+    ratio = replace(timing().speedup or Ratio(1, 1, 1, 1), median=253.1, doubts=("machine busy: a median of 262 ms",))
+    busy = replace(timing(), speedup=ratio)
+    found = judged("fp32", "ort")
+    for doubted in (replace(original, doubts=("machine busy: x",)), original):
+        report = Report("bundle", (found,), (doubted, replace(busy, candidate=found.artifact, run=found.run)))
+        shown = lines(report, 80)
+        text = io.StringIO()
+        Console(file=text, width=120).print(terminal.timing_table(report))
+        assert not any("253" in line for line in [*shown, *text.getvalue().splitlines()])
+        assert sum("unsure" in line for line in shown) == 1 + (doubted.doubts is not None)
+        assert "unsure" in text.getvalue()
+        told = [line for line in terminal.complaints(report) if "timing is unsure" in line]
+        assert len(told) == 1 + (doubted.doubts is not None)
+        assert told[-1].endswith("timing is unsure: machine busy: a median of 262 ms")
+
+
+def test_a_gate_shows_enough_digits_to_tell_its_value_from_its_bound() -> None:
+    missed = replace(gate(verdict=Verdict.FAIL), metric="cosine", higher_is_better=True, bound=1.0)
+    missed = replace(missed, value=0.9999996, lower=0.9999996, upper=0.9999996)
+    assert "cosine 0.9999996 from original" in terminal.gate_text(missed)
+    close = replace(missed, metric="agreement", value=0.97, lower=0.9699996, upper=0.9800001, bound=0.97)
+    assert "97 % (96.99996 % to 98.00001 %)" in terminal.gate_text(close)
+    assert "at least 97 %" in terminal.gate_text(close)
+
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(FLOATS, FLOATS, FLOATS, FLOATS, st.sampled_from(["cosine", "sqnr_db", "relative_max", "latency_ms"]))
+def test_no_two_different_numbers_look_alike(
+    value: float, lower: float, upper: float, bound: float, metric: str
+) -> None:
+    result = replace(gate(), metric=metric, value=value, lower=lower, upper=upper, bound=bound)
+    shown = terminal.value_text(result, bound)
+    for number in (value, lower, upper):
+        assert (terminal.value_text(result, number) == shown) == (number == bound or str(number) == str(bound) == "nan")

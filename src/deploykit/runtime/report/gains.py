@@ -30,7 +30,8 @@ class Gain:
         artifact: It.
         baseline: The float32 artifact of the same target; None where none was made.
         size_ratio: Its bytes over those of the baseline, or of the float32 weights.
-        speed_ratio: Speed over the baseline's, both paired with the original's; None where they were not timed together.
+        speed_ratio: Speed over the baseline's, both paired with the original's; None where they were not timed together, or
+            unsurely.
         accuracy_change: Top-1 of it less that of the original, 0..1; None without labelled images.
         int8_share: Share of the multiply-adds that ran in 8 bits; None where nothing asks for it.
         left: Layers that stay in the higher precision, by reason.
@@ -84,6 +85,8 @@ def _recommended(manifest: Manifest, artifact: Artifact) -> Judgement | None:
 def _speed_ratio(manifest: Manifest, artifact: Artifact, baseline: Artifact) -> float | None:
     ours, theirs = _timing(manifest, artifact), _timing(manifest, baseline)
     if ours is None or theirs is None or ours.speedup is None or theirs.speedup is None:
+        return None
+    if ours.speedup.doubts or theirs.speedup.doubts:
         return None
     return ours.speedup.median / theirs.speedup.median
 

@@ -32,6 +32,10 @@ HOST_BOUND = 0.9
 NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
 BOUGHT = (("sqnr_db", "", 1, 1, " dB"), ("cosine", "worst cosine ", 1, 4, ""), ("agreement", "", 100, 2, " %"))
+#: Digits that a number is shown in, and all that it can have.
+DIGITS, ALL_DIGITS = 4, 17
+#: What stands in a table where the machine was busy.
+UNSURE = "unsure"
 #: What a gate is called in a sentence, and its unit.
 UNITS = {
     "sqnr_db": "dB",
@@ -136,6 +140,7 @@ def timing_table(report: Report) -> Table:
     for timing in report.timings:
         ratio = timing.speedup
         speed = f"{ratio.median:.2f} ({ratio.lower:.2f}–{ratio.upper:.2f})" if ratio is not None else ""
+        speed = UNSURE if ratio is not None and ratio.doubts else speed
         run = _short_run(timing.run)
         run += "" if timing.run.precision == timing.ran.precision else f"={timing.ran.precision}"
         figures = (timing.median_ms, timing.p90_ms, timing.p99_ms)
@@ -218,10 +223,11 @@ def agreement_text(judgement: Judgement) -> str:
 
 
 def latency_text(timing: Timing | None) -> str:
-    """Return the median and how many times faster than the original: "1.91  (2.6×)"."""
+    """Return the median and how many times faster than the original: "1.91  (2.6×)"; no ratio where it is unsure."""
     if timing is None:
         return ""
     ratio = f"({timing.speedup.median:.1f}×)" if timing.speedup is not None else ""
+    ratio = UNSURE if timing.doubts or (timing.speedup is not None and timing.speedup.doubts) else ratio
     return f"{timing.median_ms:.2f}{ratio:>8}"
 
 
@@ -241,9 +247,18 @@ def complaints(report: Report) -> Iterator[str]:
         yield from (f"    use {hint.action}   {hint.effect}".rstrip() for hint in refusal.hints)
     for reason in report.untimed:
         yield f"– {reason}"
+    yield from unsure(report)
     for gate in report.latency:
         if gate.verdict is not Verdict.PASS:
             yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"
+
+
+def unsure(report: Report) -> Iterator[str]:
+    """Yield a line for each timing that something speaks against."""
+    for timing in report.timings:
+        found = (timing.speedup.doubts if timing.speedup is not None else None) or timing.doubts
+        if found:
+            yield f"? {timing.candidate} ({_short_run(timing.run)}): timing is unsure: {'; '.join(found)}"
 
 
 def repairs(report: Report) -> Iterator[str]:
@@ -289,10 +304,14 @@ def gate_text(gate: GateResult) -> str:
 
 
 def value_text(gate: GateResult, value: float) -> str:
-    """Return a value of a gate's metric with its unit: "97.5 %"."""
+    """Return a value of a gate's metric with its unit: "97.5 %", in as many digits as tell it from the bound."""
     unit = UNITS.get(gate.metric, "")
-    scaled = 100 * value if unit in {"%", "pp"} else value
-    return f"{scaled:.4g} {unit}".strip()
+    scale = 100 if unit in {"%", "pp"} else 1
+    measured = [scale * one for one in (gate.value, gate.lower, gate.upper) if one != gate.bound]
+    bound, digits = scale * gate.bound + 0.0, DIGITS
+    while digits < ALL_DIGITS and any(f"{one:.{digits}g}" == f"{bound:.{digits}g}" for one in measured):
+        digits += 1
+    return f"{scale * value + 0.0:.{digits}g} {unit}".strip()  # never "-0"
 
 
 def summary(report: Report) -> str:
