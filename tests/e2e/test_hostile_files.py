@@ -8,6 +8,7 @@ import pytest
 
 import deploykit
 from deploykit import serde
+from deploykit.artifact import RunConfig
 from deploykit.models.original import SourceOptions
 from tests.bundles import relocate, reseal, write_bundle
 from tests.e2e.support import run
@@ -108,3 +109,69 @@ def test_another_original_than_the_bundles_is_refused(copy: Path, images: Path, 
 @pytest.mark.parametrize("words", [("--reference", "tiny-convnext"), ("--embedding",), ("--image-size", "64")])
 def test_options_of_an_original_that_nobody_asks_are_refused(copy: Path, words: tuple[str, ...]) -> None:
     assert run("verify", str(copy), *words).code == 2
+
+
+def first_run(root: Path, **changes: object) -> None:
+    """Change how the artifact is run."""
+    reseal(root, lambda value: value["artifacts"][0]["runs"][0].update(changes))
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "inspect"])
+@pytest.mark.parametrize(
+    ("backend", "key"),
+    [
+        ("openvino", "CACHE_DIR"),
+        ("onnxruntime", "session.optimized_model_filepath"),
+        ("onnxruntime", "ep.context_file_path"),
+    ],
+)
+def test_a_hint_that_names_a_file_writes_none(copy: Path, tmp_path: Path, command: str, backend: str, key: str) -> None:
+    first_run(copy, backend=backend, hints={key: str(tmp_path / "mark")})
+    outcome = run(command, str(copy))
+    assert not (tmp_path / "mark").exists()
+    assert outcome.code == 7
+    assert f"takes no hint '{key}'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"hints": {key: "/tmp/x"}} for key in ("session.profile_file_prefix", "session.moe.offload.popularity_file")),
+        *(
+            {"hints": {key: "1"}}
+            for key in ("session.enable_profiling", "ep.context_enable", "nonsense", "", "provider")
+        ),
+        {"hints": {"session.intra_op.allow_spinning": "1\n"}},
+        {"hints": {"session.intra_op.allow_spinning": "/etc/passwd"}},
+        *(
+            {"backend": "openvino", "hints": {key: "x"}}
+            for key in ("WEIGHTS_PATH", "CONFIG_FILE", "CACHE_DIR", "DEVICE_ID")
+        ),
+        *(
+            {"backend": "openvino", "hints": {key: "x"}}
+            for key in ("PERFORMANCE_HINT", "LOG_LEVEL", "DEVICE_PROPERTIES")
+        ),
+        *(
+            {"backend": "openvino", "device": name}
+            for name in ("AUTO", "HETERO:CPU", "MULTI:CPU,GPU", "cpu,gpu", "cpu:0,1")
+        ),
+        *({"device": name} for name in ("", "cuda:x", "cuda:99999", "cpu\n", "../x")),
+        *({"threads": number} for number in (0, -1, 1025, 10**9)),
+        {"backend": "torch"},
+        {"backend": "emulator", "hints": {"session.optimized_model_filepath": "x"}},
+        {"backend": "tensorrt"},
+    ],
+)
+def test_a_bundle_tells_a_runtime_nothing_that_is_not_listed(copy: Path, changes: dict[str, object]) -> None:
+    first_run(copy, **changes)
+    for open_it in (deploykit.verify, deploykit.bench, deploykit.load):
+        with pytest.raises(deploykit.DeploykitError, match="that isn't done") as caught:
+            open_it(copy)
+        assert caught.value.exit_code == 7
+
+
+def test_users_are_told_that_their_own_hints_are_unknown(copy: Path) -> None:
+    config = RunConfig("openvino", hints={"CACHE_DIR": "cache"})
+    with pytest.raises(deploykit.DeploykitError, match="takes no hint 'CACHE_DIR'") as caught:
+        deploykit.load(copy, run=config)
+    assert caught.value.exit_code == 2

@@ -33,15 +33,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show interface, files, hashes, verdicts and how each artifact is run."""
-    from deploykit.bundle import Bundle
     from deploykit.cli import render
     from deploykit.serde import to_json
+    from deploykit.workflow.opened import open_bundle
 
     if not target.is_dir():
         _inspect_file(target, as_json=as_json, code=code)
         return
-    bundle = Bundle.open(target)
-    bundle.check()
+    bundle = open_bundle(target)
     if as_json:
         render.print_json(to_json(bundle.manifest))
     elif code:

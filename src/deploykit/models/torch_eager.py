@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
-from deploykit.errors import MissingComponentError, UnsupportedError, UsageError
+from deploykit.errors import MissingComponentError, UnsupportedError
 from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends import cuda
@@ -155,8 +155,6 @@ class TorchBackend(Backend):
 def _check(config: RunConfig) -> None:
     if config.precision not in {"auto", "f32"}:
         raise UnsupportedError(f"originals are computed in f32, the reference, not in {config.precision!r}")
-    if config.hints:
-        raise UsageError(f"PyTorch takes no hints, found {dict(config.hints)}")
 
 
 def _lacking(device: str) -> str:

@@ -20,6 +20,7 @@ from deploykit.locks import locked
 from deploykit.manifest import StageRecord
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS, Flavour
 from deploykit.runtime.backends.tensorrt_record import GRAPH_ENDINGS, BuildOrder
+from deploykit.workflow.opened import open_bundle, read_bundle
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +52,7 @@ def commands(bundle: str | Path) -> tuple[str, ...]:
         UsageError: No such folder, or nothing was deferred in it.
         BadInputError: A file is damaged or was changed.
     """
-    opened = _opened(Path(bundle))
+    opened = open_bundle(Path(bundle))
     return tuple(
         trtexec(str(one.graph), str(opened.root / f"{one.stem}{endings_of(one.flavour)[0]}"), options_of(one.order))
         for one in _deferred(opened)
@@ -75,9 +76,9 @@ def build(bundle: str | Path, progress: Progress | None = None) -> tuple[Artifac
         ResourceError: Another process writes to the bundle.
         UnsupportedError: An engine can't be built.
     """
-    Bundle.open(Path(bundle))
+    read_bundle(Path(bundle))
     with locked(Path(bundle)):
-        return _build_all(_opened(Path(bundle)), progress)
+        return _build_all(open_bundle(Path(bundle)), progress)
 
 
 def _build_all(opened: Bundle, progress: Progress | None) -> tuple[Artifact, ...]:
@@ -101,12 +102,6 @@ def _build_all(opened: Bundle, progress: Progress | None) -> tuple[Artifact, ...
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return artifacts
-
-
-def _opened(root: Path) -> Bundle:
-    bundle = Bundle.open(root)
-    bundle.check()
-    return bundle
 
 
 def _deferred(bundle: Bundle) -> Iterator[_Deferred]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploykit.artifact import RunConfig
-from deploykit.bundle import Bundle
 from deploykit.errors import Hint, UsageError
 from deploykit.runtime.backends.base import Session, backend_for, get_backend
+from deploykit.workflow.opened import read_bundle
 
 
 def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = None) -> Session:
@@ -33,7 +33,7 @@ def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = 
             raise UsageError(f"{path} does not exist")
         backend = backend_for(path.name)
         return backend.open(str(path), run or backend.default_run())
-    bundle = Bundle.open(path)
+    bundle = read_bundle(path)
     names = [candidate.name for candidate in bundle.manifest.artifacts]
     wanted = artifact or (names[0] if len(names) == 1 else None)
     if wanted not in names:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle
-from deploykit.errors import Hint, UsageError
-from deploykit.manifest import Manifest
+from deploykit.errors import BadInputError, Hint, UsageError
+from deploykit.manifest import FILE, Manifest
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
+from deploykit.runtime.backends.base import backend_names, get_backend
 
 #: What must be the same of an original that the user names and of the one that the bundle was made from.
 COMPARED = ("weights_sha256", "task", "preprocess", "labels", "interface")
@@ -21,11 +23,36 @@ def open_bundle(root: Path) -> Bundle:
 
     Raises:
         UsageError: There is no such folder.
-        BadInputError: It is no bundle, or a file is damaged or was changed.
+        BadInputError: It is no bundle, a file is damaged or was changed, or it says of an artifact to run it as no runtime is
+            told.
     """
-    bundle = Bundle.open(root)
+    bundle = read_bundle(root)
     bundle.check()
     return bundle
+
+
+def read_bundle(root: Path) -> Bundle:
+    """Open a bundle whose files are compared one by one, as they are used.
+
+    Raises:
+        UsageError: There is no such folder.
+        BadInputError: It is no bundle, its manifest is damaged, or it says of an artifact to run it as no runtime is told.
+    """
+    bundle = Bundle.open(root)
+    known = backend_names()
+    for artifact in bundle.manifest.artifacts:
+        for run in artifact.runs:
+            reason = _fault(artifact, run) if run.backend in known else ""
+            if reason:
+                raise BadInputError(f"{root / FILE} says how to run {artifact.name}, and that isn't done: {reason}")
+    return bundle
+
+
+def _fault(artifact: Artifact, run: RunConfig) -> str:
+    backend = get_backend(run.backend)
+    if not (backend.suffixes and artifact.main.path.endswith(backend.suffixes)):
+        return f"{backend.name} opens no {artifact.main.path!r}"
+    return backend.fault(run)
 
 
 def original_of(manifest: Manifest, reference: str | None = None, options: SourceOptions | None = None) -> Original:

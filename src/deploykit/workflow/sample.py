@@ -26,6 +26,7 @@ from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
 from deploykit.runtime.judge import Golden, run_rows
 from deploykit.runtime.rollout import Rollout
+from deploykit.workflow.opened import open_bundle
 from deploykit.workflow.verify import golden_of
 
 #: Channels of latents that are pixels: no decoder is needed.
@@ -86,8 +87,7 @@ def sample(target: Path, png: Path, seed: int | None = None, decoder: Path | Non
         ResourceError: The PNG can't be written.
     """
     optional.require("PIL")
-    bundle = Bundle.open(target if target.is_dir() else target.parent)
-    bundle.check()
+    bundle = open_bundle(target if target.is_dir() else target.parent)
     golden = golden_of(bundle)
     chosen = [
         artifact for artifact in bundle.manifest.artifacts if target.is_dir() or target.name == artifact.main.path

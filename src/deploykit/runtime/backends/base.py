@@ -14,6 +14,7 @@ from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import InternalError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
+from deploykit.runtime.backends import settings
 from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
@@ -147,6 +148,17 @@ class Backend(ABC):
         found = self.ways(config, device)
         return tuple(way for way in found if not self.unavailable(way)) or found[:1]
 
+    def settings(self, config: RunConfig) -> Mapping[str, str]:  # noqa: ARG002 - most have the same everywhere
+        """Return the hints that a RunConfig on its device may give, each with a regular expression for its value.
+
+        None of them may lead to a file, a library or another device: RunConfigs come with bundles of strangers.
+        """
+        return {}
+
+    def fault(self, config: RunConfig) -> str:
+        """Return what `config` says that this runtime is not told, or ""."""
+        return settings.fault(self.component.title, config, self.settings(config), threaded=self.threaded)
+
     def unavailable(self, config: RunConfig) -> str:
         """Return why nothing can run as `config` says on this machine, or "" where something can."""
         if self.component.version() is None:
@@ -165,17 +177,16 @@ class Backend(ABC):
             config: How to run it.
 
         Raises:
-            UsageError: `config` is another backend's, asks for no threads, or `model` has a suffix that isn't opened here.
+            UsageError: `config` is another backend's or says what this one is not told (see `fault`), or `model` has a suffix
+                that isn't opened here.
             MissingComponentError: The runtime or the device is not here.
             BadInputError: The file can't be read by this runtime.
             UnsupportedError: The runtime refuses the model or the precision.
         """
         if config.backend != self.name:
             raise UsageError(f"backend {self.name!r} can't run a RunConfig of backend {config.backend!r}")
-        if config.threads is not None and config.threads < 1:
-            raise UsageError(f"threads must be at least 1, not {config.threads}")
-        if config.threads is not None and not self.threaded:
-            raise UsageError(f"{self.name} has no threads to choose, found threads={config.threads}")
+        if reason := self.fault(config):
+            raise UsageError(reason)
         if self.suffixes and not model.endswith(self.suffixes):
             raise UsageError(f"{self.name} opens {' and '.join(self.suffixes)} files, not {model!r}")
         self.component.require()

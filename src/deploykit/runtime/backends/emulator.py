@@ -20,7 +20,7 @@ from deploykit.artifact import RunConfig
 from deploykit.errors import BadInputError, UnsupportedError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
-from deploykit.runtime.backends.onnxruntime import CPU_PROVIDER, OnnxRuntimeSession, session_options
+from deploykit.runtime.backends.onnxruntime import CPU_PROVIDER, SETTINGS, OnnxRuntimeSession, session_options
 from deploykit.runtime.backends.onnxruntime_files import first_line, foreign, translated
 from deploykit.runtime.backends.rounding import types_of, write_roundings
 from deploykit.verdict import Executed, Ran
@@ -46,6 +46,10 @@ class EmulatorBackend(Backend):
     suffixes = (".onnx",)
     judged = ("auto",)
     stands_in = True
+
+    def settings(self, config: RunConfig) -> Mapping[str, str]:  # noqa: ARG002 - it has one device
+        """Return the session config keys of ONNX Runtime, which computes."""
+        return SETTINGS
 
     def _open(self, model: str, config: RunConfig) -> Session:
         optional.require("onnxruntime")

@@ -6,23 +6,46 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from deploykit.artifact import RunConfig
-from deploykit.errors import UnsupportedError, UsageError
+from deploykit.errors import UnsupportedError
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor, kind_of
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.runtime.backends.onnxruntime_files import failed, foreign, specs, translated
 from deploykit.runtime.backends.onnxruntime_gpu import open_on_gpu
-from deploykit.runtime.backends.onnxruntime_providers import provider_of, ways, without_provider
+from deploykit.runtime.backends.onnxruntime_providers import HINT, PROVIDERS, provider_of, ways, without_provider
+from deploykit.runtime.backends.settings import COUNT, SWITCH
 from deploykit.verdict import Executed, Ran
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
-#: First words of the session config keys that ONNX Runtime knows. It takes any other key too, and does nothing with it.
-_HINT_AREAS: Final = ("ep.", "memory.", "mlas.", "optimization.", "session.")
+#: Session config keys that choose how it computes. Others name files to write, caches to read, libraries to load.
+SETTINGS: Final[Mapping[str, str]] = {
+    **{
+        f"session.{key}": SWITCH
+        for key in (
+            *("intra_op.allow_spinning", "inter_op.allow_spinning", "force_spinning_stop", "set_denormal_as_zero"),
+            *("disable_prepacking", "disable_quant_qdq", "disable_double_qdq_remover", "enable_quant_qdq_cleanup"),
+            *("disable_qdq_constant_folding", "enable_dq_matmulnbits_fusion", "qdqisint8allowed", "x64quantprecision"),
+            *("use_deterministic_compute", "use_device_allocator_for_initializers", "disable_aot_function_inlining"),
+            *("strict_shape_type_inference", "disable_cpu_ep_fallback", "enable_mem_pattern", "enable_cpu_mem_arena"),
+        )
+    },
+    "session.dynamic_block_base": COUNT,
+    "session.qdq_matmulnbits_accuracy_level": COUNT,
+    "session.qdq_matmulnbits_block_size": COUNT,
+    "session.intra_op_thread_affinities": r"[\d,;-]{1,400}",
+    "memory.enable_memory_arena_shrinkage": r"[a-z\d:;]{1,80}",
+    "mlas.disable_kleidiai": SWITCH,
+    "mlas.qnbit.force_fp32": SWITCH,
+    "mlas.use_lut_gemm": SWITCH,
+    "optimization.enable_gelu_approximation": SWITCH,
+    "optimization.enable_cast_chain_elimination": SWITCH,
+    "optimization.disable_specified_optimizers": r"[\w;,]{1,400}",
+}
 _ERRORS_ONLY: Final = 3
 #: Kernels that multiply: the index of the input that says how often per output value, and the precision. Of a convolution
 #: it is the kernel, [out, in / groups, ...]; of a product the left factor, [..., K].
@@ -86,6 +109,10 @@ class OnnxRuntimeBackend(Backend):
         """Return why there is no such device to run on, or no such provider for it, or ""."""
         return super().unavailable(config) or _DEVICES[kind_of(config.device)].lacking(config)
 
+    def settings(self, config: RunConfig) -> Mapping[str, str]:
+        """Return the session config keys that may be given, and on a GPU the provider."""
+        return {**_DEVICES[kind_of(config.device)].settings, **SETTINGS} if not self._misplaced(config) else SETTINGS
+
     def place(self, config: RunConfig) -> str:
         """Return what the device of `config` is, or why there is none."""
         return self.unavailable(config) or _DEVICES[kind_of(config.device)].place(config.device)
@@ -103,8 +130,8 @@ class OnnxRuntimeBackend(Backend):
         lines = ["options = ort.SessionOptions()", f"options.log_severity_level = {_ERRORS_ONLY}"]
         if config.threads is not None:
             lines += [f"options.intra_op_num_threads = {config.threads}", "options.inter_op_num_threads = 1"]
-        hints = _hints(without_provider(config))
-        lines += [f"options.add_session_config_entry({key!r}, {value!r})" for key, value in hints.items()]
+        hints = sorted(without_provider(config).hints.items())
+        lines += [f"options.add_session_config_entry({key!r}, {value!r})" for key, value in hints]
         lines += [*attached, f"session = ort.InferenceSession({file!r}, options{arguments})"]
         return "\n".join(["import onnxruntime as ort", "", *lines, "", "", *_CODE_INFER, ""])
 
@@ -128,7 +155,7 @@ def session_options(config: RunConfig, profile: Path | None) -> Any:  # noqa: AN
     if config.threads is not None:
         options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = 1
-    for key, value in _hints(config).items():
+    for key, value in sorted(config.hints.items()):
         options.add_session_config_entry(key, value)
     if profile is not None:
         options.enable_profiling = True
@@ -153,24 +180,20 @@ def _executed(event: Mapping[str, Any]) -> Executed:
     return Executed(event["name"].removesuffix(_EVENT), operator, precision, math.prod(outputs[0]) * each)
 
 
-def _hints(config: RunConfig) -> dict[str, str]:
-    for key in config.hints:
-        if not key.startswith(_HINT_AREAS):
-            raise UsageError(
-                f"hint {key!r} is no session config key of ONNX Runtime; those begin with {', '.join(_HINT_AREAS)}"
-            )
-    return dict(sorted(config.hints.items()))
-
-
 @dataclass(frozen=True)
 class _Device:
-    """One kind of device: how a file is opened on it, why not ("" where it can be), what it is, in which ways, its code."""
+    """One kind of device: how a file is opened on it, why not ("" where it can be), what it is, in which ways, its code.
+
+    Attributes:
+        settings: Hints that are ours, not ONNX Runtime's.
+    """
 
     open: Callable[[Path, RunConfig], Session]
     lacking: Callable[[RunConfig], str]
     place: Callable[[str], str]
     ways: Callable[[RunConfig], tuple[RunConfig, ...]]
     code: Callable[[RunConfig], tuple[tuple[str, ...], str]]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def _open_on_cpu(path: Path, config: RunConfig) -> Session:
@@ -214,6 +237,7 @@ _DEVICES: Final[Mapping[str, _Device]] = {
         place=cuda.place,
         ways=ways,
         code=lambda config: provider_of(config).code(config),
+        settings={HINT: "|".join(PROVIDERS)},
     ),
 }
 

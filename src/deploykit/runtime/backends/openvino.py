@@ -14,12 +14,29 @@ from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
+from deploykit.runtime.backends.settings import COUNT
 from deploykit.verdict import Executed, Ran
 
 AXES_KEY: Final = "deploykit.axes"
 
 _DEVICES: Final[Mapping[str, str]] = {"cpu": "CPU", "gpu": "GPU"}
 _PRECISIONS: Final = ("f32", "bf16", "f16")
+_SWITCH: Final = "YES|NO|true|false|True|False"
+#: Properties that choose how it computes. Others name folders to write, weights and configurations to read, other devices.
+_SETTINGS: Final[Mapping[str, str]] = {
+    "PERFORMANCE_HINT": "LATENCY|THROUGHPUT|CUMULATIVE_THROUGHPUT",
+    "PERFORMANCE_HINT_NUM_REQUESTS": COUNT,
+    "EXECUTION_MODE_HINT": "PERFORMANCE|ACCURACY",
+    "MODEL_PRIORITY": "LOW|MEDIUM|HIGH",
+    "NUM_STREAMS": r"AUTO|NUMA|\d{1,3}",
+    **dict.fromkeys(("ENABLE_CPU_PINNING", "ENABLE_CPU_RESERVATION", "ENABLE_HYPER_THREADING"), _SWITCH),
+    "CPU_DENORMALS_OPTIMIZATION": _SWITCH,
+    "SCHEDULING_CORE_TYPE": "ANY_CORE|PCORE_ONLY|ECORE_ONLY",
+    "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": r"[01](\.\d{1,9})?",
+    "TBB_PARTITIONER": "STATIC|AUTO",
+    **dict.fromkeys(("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KEY_CACHE_GROUP_SIZE", "VALUE_CACHE_GROUP_SIZE"), COUNT),
+    **dict.fromkeys(("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION"), r"[a-z]{1,4}\d{1,2}"),
+}
 #: What a device must say of itself to compute in a precision; without it OpenVINO takes another one.
 _CAPABILITIES: Final[Mapping[str, str]] = {"bf16": "BF16", "f16": "FP16"}
 #: Properties that a RunConfig has a field for.
@@ -88,6 +105,16 @@ class OpenVinoBackend(Backend):
     suffixes = (".xml", ".onnx")
     judged = ("f32", "auto")
     devices = tuple(_DEVICES)
+
+    def settings(self, config: RunConfig) -> Mapping[str, str]:  # noqa: ARG002 - the same on every device
+        """Return the properties that may be given."""
+        return _SETTINGS
+
+    def fault(self, config: RunConfig) -> str:
+        """Return what `config` says that OpenVINO is not told, or ""."""
+        for key in config.hints.keys() & _OWN_FIELDS.keys():
+            return f"set {_OWN_FIELDS[key]} of the RunConfig, not the hint {key}={config.hints[key]}"
+        return super().fault(config)
 
     def unavailable(self, config: RunConfig) -> str:
         """Return what this machine lacks: OpenVINO, the device, or the precision on it."""
@@ -194,9 +221,6 @@ def _layers(compiled: Any) -> list[tuple[Any, str]]:  # noqa: ANN401
 
 
 def _properties(config: RunConfig) -> dict[str, str | int]:
-    for key in config.hints:
-        if key in _OWN_FIELDS:
-            raise UsageError(f"set {_OWN_FIELDS[key]} of the RunConfig, not the hint {key}={config.hints[key]}")
     properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", **dict(sorted(config.hints.items()))}
     if config.precision != "auto":
         if config.precision not in _PRECISIONS:

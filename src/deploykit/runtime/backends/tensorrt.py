@@ -17,7 +17,6 @@ from deploykit.errors import (
     MissingComponentError,
     ResourceError,
     UnsupportedError,
-    UsageError,
 )
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import Backend, Session, Tensor
@@ -168,6 +167,10 @@ class TensorRtBackend(Backend):
     devices = (cuda.FIRST,)
     threaded = False
 
+    def settings(self, config: RunConfig) -> Mapping[str, str]:  # noqa: ARG002 - the same on every GPU
+        """Return the one hint: whether inferences are replayed as CUDA graphs."""
+        return {GRAPHS: "on|off"}
+
     def unavailable(self, config: RunConfig) -> str:
         """Return why there is no GPU to run on, or ""."""
         return super().unavailable(config) or cuda.lacking(config.device)
@@ -177,7 +180,7 @@ class TensorRtBackend(Backend):
         return self.unavailable(config) or cuda.place(config.device)
 
     def _open(self, model: str, config: RunConfig) -> Session:
-        graphs = wants_graphs(config, self.flavour)
+        graphs = wants_graphs(config)
         path = Path(model)
         record, plan = read_engine(path, self.flavour)
         grade = grade_of(record.precision, "f32")
@@ -241,15 +244,8 @@ def infer(feeds):
 """
 
 
-def wants_graphs(config: RunConfig, flavour: Flavour) -> bool:
-    """Tell whether a RunConfig asks for CUDA graphs.
-
-    Raises:
-        UsageError: It has another hint, or another value.
-    """
-    unknown = [f"{key}={value}" for key, value in config.hints.items() if key != GRAPHS or value not in {"on", "off"}]
-    if unknown:
-        raise UsageError(f"{flavour.title} takes no hint but {GRAPHS}=on or off, found {', '.join(unknown)}")
+def wants_graphs(config: RunConfig) -> bool:
+    """Tell whether a RunConfig asks for CUDA graphs."""
     return config.hints.get(GRAPHS) == "on"
 
 

@@ -67,12 +67,12 @@ def test_where_no_way_is_here_the_usual_one_says_why() -> None:
 
 
 def test_an_unknown_provider_is_refused_by_name(least: str) -> None:
-    with pytest.raises(UsageError, match=r"provider=dml is no provider .* there are cuda, tensorrt, rtx"):
+    with pytest.raises(UsageError, match=r"hint provider can't be 'dml': it matches cuda\|tensorrt\|rtx"):
         ORT.open(least, named("dml"))
 
 
 def test_a_provider_for_a_gpu_is_no_word_of_the_processors(least: str) -> None:
-    with pytest.raises(UsageError, match="hint 'provider' is no session config key"):
+    with pytest.raises(UsageError, match="takes no hint 'provider'"):
         ORT.open(least, RunConfig("onnxruntime", hints={"provider": "cuda"}))
 
 
