@@ -40,7 +40,7 @@ from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.original import SourceOptions
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 
 MODEL: Final = "tiny-dinov2"
 NEIGHBOURS: Final = 20

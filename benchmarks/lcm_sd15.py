@@ -27,7 +27,7 @@ from deploykit.models import lcm, sources
 from deploykit.models.original import SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensors, get_backend
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 from deploykit.runtime.latency import BenchOptions, Candidate, measure
 
 MODEL: Final = "lcm:sd15"

@@ -140,6 +140,7 @@ class GateResult:
         n: Samples behind `value`.
         verdict: The conclusion.
         reason: Why, where the numbers don't say it.
+        output: Which output it is about, where there are several.
     """
 
     kind: GateKind
@@ -153,6 +154,7 @@ class GateResult:
     n: int
     verdict: Verdict
     reason: str = ""
+    output: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from deploykit.models import lcm
 from deploykit.models.interface import Interface
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import Tensor, Tensors
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 from deploykit.runtime.rollout import FURTHER, Rollout
 
 #: Trajectories from seeded prompts, and the fewest that a file may hold.

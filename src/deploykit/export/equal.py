@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from deploykit.bundle import load_tensors
 from deploykit.errors import InternalError
@@ -12,7 +15,8 @@ from deploykit.export.own_run import open_graph
 from deploykit.export.stage import TENSORS, Item
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor, Tensors
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import MismatchError, paired, run_rows
+from deploykit.runtime.gate import LEAST_EQUAL, is_counted
 from deploykit.runtime.rollout import FURTHER
 
 if TYPE_CHECKING:
@@ -52,8 +56,36 @@ def check_interface(before: onnx.ModelProto, after: onnx.ModelProto, doing: str)
             raise InternalError(f"{doing} changed the {side}s from {old} to {new}")
 
 
-def difference(before: Path, after: Path, inputs: Tensors) -> float:
-    """Return the relative max over `inputs` of both graphs in ONNX Runtime, one opened after the other.
+@dataclass(frozen=True)
+class Difference:
+    """By how much two graphs differ.
+
+    Attributes:
+        output: The one that differs most.
+        relative_max: Of that; inf where it has another shape.
+        problem: Why it can't be compared, "" where it can.
+    """
+
+    output: str
+    relative_max: float
+    problem: str = ""
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether an exact change may make it; NaN may not."""
+        return self.relative_max <= TOLERANCE
+
+    def told(self, doing: str) -> str:
+        """Return it in a sentence that begins with the change, such as "simplifying"."""
+        if self.problem:
+            return f"{doing} changed the outputs: {self.problem}"
+        return (
+            f"{doing} changed output {self.output!r} by {self.relative_max:.1e} (relative max; at most {TOLERANCE:.0e})"
+        )
+
+
+def difference(before: Path, after: Path, inputs: Tensors) -> Difference:
+    """Compare every output of both graphs in ONNX Runtime, one opened after the other.
 
     Args:
         before: The graph that was changed.
@@ -61,19 +93,32 @@ def difference(before: Path, after: Path, inputs: Tensors) -> float:
         inputs: Arrays [N, ...] by name.
     """
     expected, found = _outputs(before, inputs), _outputs(after, inputs)
-    return max(drift.relative_max(array, found[name]) for name, array in expected.items())
+    each = [_apart(name, array, found[name]) for name, array in expected.items()]
+    return max(each, key=lambda one: np.inf if np.isnan(one.relative_max) else one.relative_max)
+
+
+def _apart(name: str, expected: Tensor, found: Tensor) -> Difference:
+    """Compare an output: of indices and counts the share that differs, where more do than rounding turns over."""
+    try:
+        expected, found = paired(name, expected, found)
+    except MismatchError as error:
+        return Difference(name, np.inf, str(error))
+    if not is_counted(expected):
+        return Difference(name, drift.relative_max(expected, found))
+    share = drift.share_equal(expected, found)
+    return Difference(name, 0.0 if share >= LEAST_EQUAL else 1.0 - share)
 
 
 def check_outputs(before: Path, after: Path, inputs: Tensors, doing: str) -> float:
-    """Return the difference of two graphs.
+    """Return the relative max of two graphs.
 
     Raises:
-        InternalError: It is larger than `TOLERANCE`, or no number.
+        InternalError: It is larger than `TOLERANCE`, or no number, or an output has another shape.
     """
-    error = difference(before, after, inputs)
-    if not error <= TOLERANCE:
-        raise InternalError(f"{doing} changed the outputs by {error:.1e} (relative max; at most {TOLERANCE:.0e})")
-    return error
+    found = difference(before, after, inputs)
+    if not found.is_rounding:
+        raise InternalError(found.told(doing))
+    return found.relative_max
 
 
 def _outputs(path: Path, inputs: Tensors) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from deploykit.export.quantize import stage as quantize
 from deploykit.export.stage import Item, Node, Plan
 from deploykit.export.target import PackageOptions, Target, get_target, target_names
 from deploykit.models.family import Family, get_family
-from deploykit.models.interface import Interface
+from deploykit.models.interface import BATCH, Interface
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import get_backend
 
@@ -184,6 +184,11 @@ def _tried(family: Family, request: Request, axis: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*tried, *ends))) if tried else ()
 
 
+def at_once(family: Family, request: Request) -> int:
+    """Return how many rows graphs are traced at, which is how many the original is asked at once."""
+    return family.axes[BATCH].traced if BATCH in request.dynamic else request.batch
+
+
 def axes_of(original: Original, request: Request, target: Target) -> Mapping[str, Axis]:
     """Return the axes that are open in a target's artifact, with their bounds; what is usual is the original's own size."""
     family, usual = get_family(original.family), original.takes.sizes
@@ -267,18 +272,15 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         golden_count,
         {axis: _tried(family, request, axis) for axis in request.dynamic},
         None if request.golden is None else _images_options(request.golden, original),
+        at_once(family, request),
     )
     asking = probe.get_probe(original.takes.probe)
+    running = reference.OutputsOptions(asked.at_once)
     nodes = [
         *asking.nodes(original, asked),
+        Node(GOLDEN_OUTPUTS, asking.outputs(original), running, {"original": ORIGINAL, "golden": GOLDEN}),
         *graphs,
-        Node(
-            GOLDEN_OUTPUTS,
-            asking.outputs(original),
-            reference.NoOptions(),
-            {"original": ORIGINAL, "golden": GOLDEN},
-        ),
-        Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, reference.NoOptions(), {"graph": hub, "golden": GOLDEN}),
+        Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, running, {"graph": hub, "golden": GOLDEN}),
     ]
     if request.evaluation is not None:
         nodes.append(_images_node(EVALUATION, request.evaluation, original))

@@ -11,11 +11,11 @@ from typing import ClassVar
 from deploykit import registry
 from deploykit.bundle import load_tensors
 from deploykit.errors import Hint, UnsupportedError
-from deploykit.export.reference import ImagesOptions, NoOptions, outputs_stage
+from deploykit.export.reference import ImagesOptions, OutputsOptions, outputs_stage
 from deploykit.export.stage import TENSORS, Item, Node, Stage
 from deploykit.models.original import Original
 from deploykit.runtime.backends.base import Tensors
-from deploykit.runtime.judge import Golden
+from deploykit.runtime.golden import Golden
 from deploykit.runtime.rollout import FURTHER, Rollout, load_sized
 
 GROUP = "deploykit.probes"
@@ -33,11 +33,13 @@ class Asked:
         count: How many golden inputs.
         tried: Sizes of open axes to have inputs of beside the usual ones, by axis.
         images: The images that they are taken from, where the original takes images.
+        at_once: Rows that the original is asked at once.
     """
 
     count: int
     tried: Mapping[str, tuple[int, ...]]
     images: ImagesOptions | None
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Probe(ABC):
         """Return the node, called `CALIBRATION`, that makes tensors of prompts by the graph of node `graph`."""
         raise NotImplementedError
 
-    def outputs(self, original: Original) -> Stage[NoOptions]:
+    def outputs(self, original: Original) -> Stage[OutputsOptions]:
         """Return the stage that gives the original's outputs of the golden inputs: it is asked, unless it was already."""
         return outputs_stage(original)
 

@@ -11,6 +11,8 @@ from deploykit.export.stage import Node
 from deploykit.models import sources
 from deploykit.models.original import IMAGES, Original
 from deploykit.runtime import judge
+from deploykit.runtime.batches import ask
+from deploykit.runtime.golden import Golden
 
 
 class ImagesProbe(Probe):
@@ -26,15 +28,17 @@ class ImagesProbe(Probe):
         if not tried:
             return images, Node(GOLDEN, reference.GOLDEN, options, {"images": GOLDEN_IMAGES})
         inputs = {"images": GOLDEN_IMAGES, "original": ORIGINAL}
-        return images, Node(GOLDEN, reference.sized_stage(original), reference.SizedOptions(options, tried), inputs)
+        return images, Node(
+            GOLDEN, reference.sized_stage(original), reference.SizedOptions(options, tried, asked.at_once), inputs
+        )
 
-    def golden(self, original: Original, asked: Asked) -> judge.Golden:
+    def golden(self, original: Original, asked: Asked) -> Golden:
         """Render, prepare and ask."""
         images = _images(asked)
         crops = prepare_crops(rendered_images(images.images, asked.count, images.size), original.recipe)
         inputs = {original.input_name: normalize(crops, original.recipe)}
         with sources.open_original(original) as session:
-            return judge.Golden(inputs, {judge.ORIGINAL: judge.run_rows(session, inputs)})
+            return Golden(inputs, {judge.ORIGINAL: ask(session, inputs, asked.at_once).arranged()})
 
 
 def _images(asked: Asked) -> reference.ImagesOptions:

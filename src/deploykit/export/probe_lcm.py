@@ -16,7 +16,7 @@ from deploykit.bundle import save_tensors
 from deploykit.errors import InternalError
 from deploykit.export import calibrate_lcm
 from deploykit.export.probe import CALIBRATION, GOLDEN, ORIGINAL, Asked, Probe, Prompts
-from deploykit.export.reference import NoOptions
+from deploykit.export.reference import OutputsOptions
 from deploykit.export.stage import TENSORS, Facts, Inputs, Node, Stage, Workspace
 from deploykit.models import lcm, sources
 from deploykit.models.interface import Interface
@@ -24,6 +24,8 @@ from deploykit.models.original import FORMS, Original
 from deploykit.models.source_lcm import SHIPPED
 from deploykit.runtime import drift, judge
 from deploykit.runtime.backends.base import Session, Tensor
+from deploykit.runtime.batches import run_rows
+from deploykit.runtime.golden import Golden
 from deploykit.runtime.rollout import FURTHER, Rollout, Sized, save_sized
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def record(session: Session, takes: Interface, options: TrajectoryOptions, progr
     coefficients = _coefficients(scheduler, times)
     for step, time in enumerate(times):
         given.append({**start, lcm.SAMPLE: sample.numpy().copy(), lcm.TIMESTEP: np.full(rows, time, np.int64)})
-        answers.append(judge.run_rows(session, given[-1], SIZED_ROWS)[takes.output])
+        answers.append(run_rows(session, given[-1], SIZED_ROWS)[takes.output])
         is_last = step == len(times) - 1
         fresh.append(torch.zeros_like(sample) if is_last else torch.randn(sample.shape, generator=again))
         sample = scheduler.step(torch.from_numpy(answers[-1]), time, sample, generator=drawing, return_dict=False)[0]
@@ -143,7 +145,7 @@ def _check(rollout: Rollout, inputs: Mapping[str, Tensor], answers: Sequence[Ten
 
 def _sized(session: Session, takes: Interface, axis: str, size: int, times: Sequence[int]) -> Sized:
     inputs = lcm.inputs_of(takes, {axis: size}, [times[0], times[-1]][:SIZED_ROWS])
-    return Sized(axis, size, inputs, judge.run_rows(session, inputs, SIZED_ROWS))
+    return Sized(axis, size, inputs, run_rows(session, inputs, SIZED_ROWS))
 
 
 def _run(inputs: Inputs, options: TrajectoryOptions, workspace: Workspace) -> Facts:
@@ -163,7 +165,7 @@ def _save(found: Recorded, folder: Path) -> None:
         save_sized(folder / FURTHER["sizes"], found.sized)
 
 
-def _outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
+def _outputs(inputs: Inputs, _options: OutputsOptions, workspace: Workspace) -> Facts:
     shutil.copyfile(inputs["golden"].path(RECORDED), workspace.folder / TENSORS)
     return {}
 
@@ -190,15 +192,15 @@ class LcmProbe(Probe):
         options = calibrate_lcm.WalkOptions(prompts, original.takes)
         return Node(CALIBRATION, calibrate_lcm.STAGE, options, {"graph": graph, "golden": GOLDEN})
 
-    def outputs(self, original: Original) -> Stage[NoOptions]:  # noqa: ARG002 - the trajectories know
+    def outputs(self, original: Original) -> Stage[OutputsOptions]:  # noqa: ARG002 - the trajectories know
         """Return the stage that takes over what was recorded on the way: asking 860 M parameters again takes minutes."""
         return Stage("recorded-outputs", 1, {"original": "original", "golden": "tensors"}, "tensors", (), _outputs)
 
-    def golden(self, original: Original, asked: Asked) -> judge.Golden:
+    def golden(self, original: Original, asked: Asked) -> Golden:
         """Record trajectories."""
         with sources.open_original(original) as session:
             found = record(session, original.takes, _options(asked), lambda _done, _total: None)
-        return judge.Golden(found.inputs, {judge.ORIGINAL: found.answers}, found.sized, found.rollout)
+        return Golden(found.inputs, {judge.ORIGINAL: found.answers}, found.sized, found.rollout)
 
 
 def _options(asked: Asked) -> TrajectoryOptions:

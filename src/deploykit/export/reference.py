@@ -23,11 +23,12 @@ from deploykit.models import sources
 from deploykit.models.original import FORMS, SIDES, Original
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Session, get_backend
-from deploykit.runtime.judge import CHUNK, logits_of, run_rows
+from deploykit.runtime.batches import ask, save_outputs
+from deploykit.runtime.judge import logits_of
 from deploykit.runtime.rollout import FURTHER, Sized, save_sized
 
-#: Golden inputs that an original is asked at once: a network of PyTorch's holds every layer's output while it runs.
-ROWS_AT_A_TIME = 2
+#: Golden inputs of other sizes.
+SIZED_ROWS = 2
 #: What the choice of a user's golden images is drawn from: another seed than that of calibration images.
 GOLDEN_SEED = 1
 CROPS, LABELS, ANSWERS = "crops.npy", "labels.npy", "answers.npz"
@@ -121,27 +122,48 @@ def _golden_inputs(inputs: Inputs, options: GoldenOptions, workspace: Workspace)
 
 @dataclass(frozen=True)
 class SizedOptions:
-    """Golden inputs, and a few of them at other sizes: of each axis those of `tried`, one at a time."""
+    """Golden inputs, and a few of them at other sizes.
+
+    Attributes:
+        golden: The golden inputs.
+        tried: Other sizes by axis, one at a time.
+        at_once: Rows that the original is asked at once.
+    """
 
     golden: GoldenOptions
     tried: Mapping[str, tuple[int, ...]]
+    at_once: int
 
 
 def _sized_inputs(inputs: Inputs, options: SizedOptions, workspace: Workspace) -> Facts:
     golden, original = options.golden, sources.located(inputs["original"].facts["locator"])
     facts = _golden_inputs(inputs, golden, workspace)
-    crops = np.load(inputs["images"].path(CROPS))[:ROWS_AT_A_TIME]
+    crops = np.load(inputs["images"].path(CROPS))[:SIZED_ROWS]
     with sources.open_original(original) as session:
-        sets = [_sized(session, crops, axis, size, original) for axis, sizes in options.tried.items() for size in sizes]
+        sets = [
+            _sized(Asking(session, original, options.at_once), crops, axis, size)
+            for axis, sizes in options.tried.items()
+            for size in sizes
+        ]
     save_sized(workspace.folder / FURTHER["sizes"], sets)
     return facts
 
 
-def _sized(session: Session, crops: NDArray[np.uint8], axis: str, size: int, original: Original) -> Sized:
+@dataclass(frozen=True)
+class Asking:
+    """An original, opened, and how many rows it is asked at once."""
+
+    session: Session
+    original: Original
+    at_once: int
+
+
+def _sized(asking: Asking, crops: NDArray[np.uint8], axis: str, size: int) -> Sized:
+    original = asking.original
     sides = {**original.takes.sizes, axis: size}
     images = stretched(crops, *(sides.get(name, own) for name, own in zip(SIDES, crops.shape[1:3], strict=True)))
     inputs = {original.input_name: normalize(images, original.recipe)}
-    return Sized(axis, size, inputs, run_rows(session, inputs, ROWS_AT_A_TIME))
+    return Sized(axis, size, inputs, ask(asking.session, inputs, asking.at_once).arranged())
 
 
 @dataclass(frozen=True)
@@ -149,37 +171,49 @@ class NoOptions:
     """Nothing to choose."""
 
 
-def _original_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
+@dataclass(frozen=True)
+class OutputsOptions:
+    """How golden inputs are run.
+
+    Attributes:
+        at_once: Rows at a time: those that graphs are traced at, so that outputs without rows can be compared, and those of
+            which one influences the others.
+    """
+
+    at_once: int
+
+
+def _original_outputs(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts:
     with sources.open_original(sources.located(inputs["original"].facts["locator"])) as session:
-        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)), ROWS_AT_A_TIME)
-    save_tensors(workspace.folder / TENSORS, outputs)
+        outputs = ask(session, load_tensors(inputs["golden"].path(TENSORS)), options.at_once).arranged()
+    save_outputs(workspace.folder / TENSORS, outputs)
     return {}
 
 
-def _hub_outputs(inputs: Inputs, _options: NoOptions, workspace: Workspace) -> Facts:
+def _hub_outputs(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts:
     with open_graph(inputs["graph"].path(onnx_files.MODEL)) as session:
-        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)), _rows(inputs["golden"]))
-    save_tensors(workspace.folder / TENSORS, outputs)
+        _save_answers(session, inputs["golden"], options.at_once, workspace)
     return {}
 
 
-def _rows(golden: Item) -> int:
-    """Return how many golden inputs a runtime is asked at once."""
-    return CHUNK if not golden.has(FURTHER["rollout"]) else 1
+def _save_answers(session: Session, golden: Item, at_once: int, workspace: Workspace) -> None:
+    """Run golden inputs through a runtime: of a diffusion model one row at a time."""
+    size = 1 if golden.has(FURTHER["rollout"]) else at_once
+    save_outputs(workspace.folder / TENSORS, ask(session, load_tensors(golden.path(TENSORS)), size).arranged())
 
 
 @dataclass(frozen=True)
 class TwinOptions:
-    """How another runtime runs a graph."""
+    """How another runtime runs a graph, and how many rows at a time where its batch is open."""
 
     run: RunConfig
+    at_once: int
 
 
 def _twin_outputs(inputs: Inputs, options: TwinOptions, workspace: Workspace) -> Facts:
     graph = str(inputs["graph"].path(onnx_files.MODEL))
     with get_backend(options.run.backend).open(graph, options.run) as session:
-        outputs = run_rows(session, load_tensors(inputs["golden"].path(TENSORS)))
-    save_tensors(workspace.folder / TENSORS, outputs)
+        _save_answers(session, inputs["golden"], options.at_once, workspace)
     return {}
 
 
@@ -203,26 +237,26 @@ def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Worksp
 IMAGES = Stage("images", 2, {}, "images", ("PIL",), _prepare_images)
 GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
 HUB_OUTPUTS = Stage(
-    "hub-outputs", 2, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
+    "hub-outputs", 3, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
 )
 
 
 def twin_stage(run: RunConfig) -> Stage[TwinOptions]:
     """Return the stage that asks a runtime what a graph makes of the golden inputs."""
     takes = {"graph": "graph", "golden": "tensors"}
-    return Stage("twin-outputs", 1, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
+    return Stage("twin-outputs", 2, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
 
 
 def sized_stage(original: Original) -> Stage[SizedOptions]:
     """Return the stage that makes golden inputs at other sizes too, with the original's answers to those."""
     takes = {"images": "images", "original": "original"}
-    return Stage("golden-sized", 1, takes, "tensors", ("PIL", *FORMS[original.form].libraries), _sized_inputs)
+    return Stage("golden-sized", 2, takes, "tensors", ("PIL", *FORMS[original.form].libraries), _sized_inputs)
 
 
-def outputs_stage(original: Original) -> Stage[NoOptions]:
+def outputs_stage(original: Original) -> Stage[OutputsOptions]:
     """Return the stage that asks an original for its outputs of the golden inputs."""
     takes = {"original": "original", "golden": "tensors"}
-    return Stage("original-outputs", 2, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
+    return Stage("original-outputs", 3, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
 
 
 def answers_stage(original: Original) -> Stage[AnswersOptions]:

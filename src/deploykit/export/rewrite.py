@@ -90,11 +90,11 @@ def _run(inputs: Inputs, options: RewriteOptions, workspace: Workspace) -> Facts
     equal.check_interface(before, after, f"rewriting ({names})")
     provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(after.graph, done.modules))
     probe = equal.probe(inputs["golden"])
-    error = equal.difference(source, workspace.folder / onnx_files.MODEL, probe)
-    if not error <= equal.TOLERANCE:
+    found = equal.difference(source, workspace.folder / onnx_files.MODEL, probe)
+    if not found.is_rounding:
         raise _blamed(source, options.rewrites, probe, workspace.folder)
     nodes = {"nodes_before": len(before.graph.node), "nodes": len(after.graph.node)}
-    return {"places": dict(done.places), **nodes, "relative_max": error}
+    return {"places": dict(done.places), **nodes, "relative_max": found.relative_max}
 
 
 def _write(
@@ -117,11 +117,9 @@ def _blamed(source: Path, names: Sequence[str], probe: Tensors, folder: Path) ->
     for count, name in enumerate(names, start=1):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _write(source, names[:count], {}, Path(scratch))
-            error = equal.difference(source, Path(scratch) / onnx_files.MODEL, probe)
-        if not error <= equal.TOLERANCE:
-            return InternalError(
-                f"rewrite {name!r} changed the outputs by {error:.1e} (relative max; at most {equal.TOLERANCE:.0e})"
-            )
+            found = equal.difference(source, Path(scratch) / onnx_files.MODEL, probe)
+        if not found.is_rounding:
+            return InternalError(found.told(f"rewrite {name!r}"))
     return InternalError(f"rewriting ({', '.join(names)}) changed the outputs, but not when it was done again")
 
 

@@ -82,6 +82,16 @@ def cosine_min(reference: Array, candidate: Array) -> float:
     return float(np.clip(cosines, -1.0, 1.0).min())
 
 
+def share_equal(reference: Array, candidate: Array) -> float:
+    """Return the share of values that are equal, 0..1.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    return float((r == c).mean())
+
+
 def is_finite(values: Array) -> bool:
     """Tell whether there is neither a NaN nor an infinity."""
     return bool(np.isfinite(values).all())

@@ -10,20 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from deploykit.optional import require
 from deploykit.runtime.drift import Classification
-from deploykit.verdict import EIGHT_BITS, Executed, GateKind, GateResult, Verdict, int8_share
+from deploykit.verdict import EIGHT_BITS, Budget, Executed, GateKind, GateResult, Verdict, int8_share
 
 CONFIDENCE = 0.99
+#: Least share of equal values of an output that counts or names, such as an index, where a budget asks for no agreement: of
+#: a map of 512 x 512 classes a few pixels are tied.
+LEAST_EQUAL = 0.9999
 #: Halvings after which a bound is exact to float64.
 BISECTIONS = 60
 #: How many layers a reason names.
 NAMED = 3
 
 
+def is_counted(values: NDArray[Any]) -> bool:
+    """Tell whether an output holds indices, counts or truths: values that are equal or wrong, never near."""
+    return values.dtype.kind in "biu"
+
+
+def least_equal(budget: Budget) -> float:
+    """Return the least share of equal values of an output that counts or names."""
+    return LEAST_EQUAL if budget.agreement is None else budget.agreement
+
+
 def numeric_gate(
-    metric: str, value: float, bound: float, *, higher_is_better: bool, reference: str, n: int
+    metric: str,
+    value: float,
+    bound: float,
+    *,
+    higher_is_better: bool,
+    reference: str,
+    n: int,
+    output: str | None = None,
 ) -> GateResult:
     """Judge a value without sampling error.
 
@@ -34,6 +57,7 @@ def numeric_gate(
         higher_is_better: Which side of `bound` passes.
         reference: What was compared with: "original" or "hub".
         n: Inputs behind `value`; with none the gate fails.
+        output: Which output, where there are several.
     """
     reached = value >= bound if higher_is_better else value <= bound
     return GateResult(
@@ -48,6 +72,7 @@ def numeric_gate(
         n=n,
         verdict=Verdict.PASS if reached and n > 0 else Verdict.FAIL,
         reason="" if n > 0 else "zero samples",
+        output=output,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.errors import BadInputError
 from deploykit.runtime.backends.base import Tensor, Tensors
+from deploykit.runtime.batches import load_outputs, save_outputs
 
 #: Names of the files that lie beside golden tensors, and under which manifests keep them.
 FURTHER: Mapping[str, str] = {"rollout": "rollout.npz", "sizes": "sizes.npz"}
@@ -26,7 +27,7 @@ class Sized:
         axis: Name of the axis.
         size: Its size here.
         inputs: Arrays [N, ...] by name.
-        outputs: The original's, by name.
+        outputs: The original's, by name, as those of golden inputs.
     """
 
     axis: str
@@ -111,7 +112,7 @@ def save_sized(path: Path, sets: Iterable[Sized]) -> None:
     for one in sets:
         for side, tensors in ((INPUTS, one.inputs), (OUTPUTS, one.outputs)):
             arrays |= {f"{one.axis}={one.size}/{side}/{name}": array for name, array in tensors.items()}
-    save_tensors(path, arrays)
+    save_outputs(path, arrays)
 
 
 def load_sized(path: Path) -> tuple[Sized, ...]:
@@ -121,7 +122,7 @@ def load_sized(path: Path) -> tuple[Sized, ...]:
         BadInputError: The file is damaged, or holds something else.
     """
     found: dict[tuple[str, int], dict[str, dict[str, Tensor]]] = {}
-    for key, array in load_tensors(path).items():
+    for key, array in load_outputs(path).items():
         place, _, rest = key.partition("/")
         side, _, name = rest.partition("/")
         axis, _, size = place.partition("=")

@@ -14,6 +14,7 @@ from deploykit.manifest import Manifest
 from deploykit.models.original import FORMS, Original, SourceOptions
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.golden import Golden, feeds_of
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
 from deploykit.verdict import Report, Timing
 from deploykit.workflow.devices import runs_on
@@ -65,7 +66,7 @@ def bench(
     options, budget = options or BenchOptions(), budget or LatencyBudget()
     opened = open_bundle(Path(bundle))
     manifest = opened.manifest
-    golden = judge.Golden(load_tensors(opened.root / manifest.golden.inputs.path), {})
+    golden = Golden(load_tensors(opened.root / manifest.golden.inputs.path), {})
     asked = [
         Candidate(artifact.name, str(opened.root / artifact.main.path), run)
         for artifact in manifest.artifacts
@@ -147,7 +148,7 @@ def is_timed(run: RunConfig) -> bool:
 def time_beside_original(
     original: Original | None,
     candidates: list[Candidate],
-    golden: judge.Golden,
+    golden: Golden,
     options: BenchOptions,
     progress: Callable[[int, int], None] | None,
     refused: Callable[[Candidate, UnsupportedError], None] | None = None,
@@ -156,7 +157,7 @@ def time_beside_original(
     baselines = _baselines(*original.reference, candidates) if original is not None and _is_here(original) else []
     return measure(
         [*baselines, *candidates],
-        lambda specs: judge.feeds_of(specs, golden, options.batch or 1),
+        lambda specs: feeds_of(specs, golden, options.batch or 1),
         options,
         baseline=judge.ORIGINAL if baselines else None,
         progress=progress,

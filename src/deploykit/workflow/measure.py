@@ -21,7 +21,9 @@ from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.drift import Answers
+from deploykit.runtime.golden import Golden
 from deploykit.runtime.latency import BenchOptions, Candidate
 from deploykit.verdict import Budget, Judgement, Timing
 from deploykit.workflow.bench import time_beside_original
@@ -59,7 +61,7 @@ class JudgeOptions:
 
 
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
-    references = {name: load_tensors(inputs[name].path(TENSORS)) for name in (judge.ORIGINAL, judge.HUB)}
+    references = {name: load_outputs(inputs[name].path(TENSORS)) for name in (judge.ORIGINAL, judge.HUB)}
     evaluation = None
     if "images" in inputs and options.preprocess is not None:
         answers = Answers(**load_tensors(inputs["answers"].path(ANSWERS)))
@@ -108,7 +110,7 @@ class TimeOptions:
 
 
 def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
-    golden = judge.Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
+    golden = Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
     files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
     timings = time_beside_original(
         sources.located(inputs["original"].facts["locator"]), files, golden, options.bench, workspace.progress, _refuse

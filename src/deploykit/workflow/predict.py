@@ -15,7 +15,7 @@ from deploykit.data import images as decoding
 from deploykit.data.preprocess import prepare
 from deploykit.errors import BadInputError, UsageError
 from deploykit.runtime.backends.base import backend_for
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,7 @@ AIMS: Final[Mapping[str, Callable[[GateResult], Aim]]] = {
     "sqnr_db": lambda gate: Aim(10 ** ((gate.value - gate.bound) / 10)),
     "cosine": lambda gate: Aim((1 - gate.bound) / (1 - gate.value), worst=True),
     "agreement": lambda gate: Aim(_squared(1 - gate.bound, 1 - gate.lower)),
+    "equal": lambda gate: Aim(_squared(1 - gate.bound, 1 - gate.value)),
     "accuracy_drop": lambda gate: Aim(_squared(gate.bound, gate.upper)),
 }
 

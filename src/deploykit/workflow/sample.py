@@ -24,7 +24,8 @@ from deploykit.errors import DeploykitError, Hint, ResourceError, UsageError
 from deploykit.models import lcm, vae
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor, Tensors, get_backend
-from deploykit.runtime.judge import Golden, run_rows
+from deploykit.runtime.batches import run_rows
+from deploykit.runtime.golden import Golden
 from deploykit.runtime.rollout import Rollout
 from deploykit.workflow.opened import open_bundle
 from deploykit.workflow.verify import golden_of

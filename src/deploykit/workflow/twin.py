@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from deploykit.bundle import load_tensors
 from deploykit.errors import UnsupportedError
 from deploykit.export import plan, reference
 from deploykit.export.pipeline import Pipeline
 from deploykit.export.stage import TENSORS, Node, Plan
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.batches import load_outputs, paired
 from deploykit.verdict import Judgement
 from deploykit.workflow.draft import Draft
 
@@ -51,7 +51,7 @@ def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgement
     node = Node(
         f"twin of {name}",
         reference.twin_stage(run),
-        reference.TwinOptions(run),
+        reference.TwinOptions(run, plan.at_once(draft.family, draft.request)),
         {"graph": graph, "golden": plan.GOLDEN},
     )
     needed = made.reaching([graph, plan.GOLDEN, plan.GOLDEN_OUTPUTS])
@@ -61,8 +61,8 @@ def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgement
         if error.node != node.id:
             raise
         return Twin()
-    expected, found = (load_tensors(results[key].item.path(TENSORS)) for key in (plan.GOLDEN_OUTPUTS, node.id))
-    elsewhere = min(drift.sqnr_db(expected[key], found[key]) for key in expected)
+    expected, found = (load_outputs(results[key].item.path(TENSORS)) for key in (plan.GOLDEN_OUTPUTS, node.id))
+    elsewhere = min(drift.sqnr_db(*paired(key, expected[key], found[key])) for key in expected)
     here = min((judgement.metrics.get("sqnr_db", math.inf) for judgement in judgements), default=math.inf)
     is_better = elsewhere - here >= BLAME
     blamed = f": {target.title} computes it wrongly" if is_better else ""

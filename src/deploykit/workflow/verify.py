@@ -20,7 +20,9 @@ from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import backend_for, get_backend
+from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.drift import Answers
+from deploykit.runtime.golden import Golden
 from deploykit.verdict import Judgement, Report
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.opened import open_bundle, original_of
@@ -78,10 +80,10 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     return Report(str(root), tuple(found))
 
 
-def golden_of(bundle: Bundle) -> judge.Golden:
+def golden_of(bundle: Bundle) -> Golden:
     """Read a bundle's golden inputs, with all that the original is compared by."""
     record = bundle.manifest.golden
-    references = {name: load_tensors(bundle.root / found.path) for name, found in record.references.items()}
+    references = {name: load_outputs(bundle.root / found.path) for name, found in record.references.items()}
     further = {role: bundle.root / found.path for role, found in (record.further or {}).items()}
     return probe.golden_at(bundle.root / record.inputs.path, further, references)
 

@@ -26,7 +26,7 @@ from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Tensor
 from deploykit.runtime.backends.emulator import BACKEND as EMULATOR
 from deploykit.runtime.backends.onnxruntime import BACKEND as RUNTIME
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 from deploykit.workflow.options import golden_size
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of its own internals

@@ -49,15 +49,51 @@ def test_a_changed_output_is_measured(tmp_path: Path, shape: tuple[int | str, ..
     onnx_files.save(graph(2.0, shape=shape), tmp_path / "a.onnx")
     onnx_files.save(graph(2.0002, shape=shape), tmp_path / "b.onnx")
     inputs = {"x": np.random.default_rng(0).standard_normal((3, *shape[1:]), np.float32)}  # type: ignore[arg-type]
-    assert equal.difference(tmp_path / "a.onnx", tmp_path / "b.onnx", inputs) == pytest.approx(1e-4, rel=0.01)
-    assert equal.difference(tmp_path / "a.onnx", tmp_path / "a.onnx", inputs) == 0.0
+    assert equal.difference(tmp_path / "a.onnx", tmp_path / "b.onnx", inputs).relative_max == pytest.approx(
+        1e-4, rel=0.01
+    )
+    assert equal.difference(tmp_path / "a.onnx", tmp_path / "a.onnx", inputs).relative_max == 0.0
+
+
+def detector(scale: float = 1.0, *, keep: float = -9.0) -> onnx.ModelProto:
+    """boxes [15, 3] = x in another shape, the last one scaled; found: those above `keep`."""
+    constants = {"s": np.array([15, 3]), "k": np.ones((15, 1), np.float32), "z": np.array(keep, np.float32)}
+    constants["k"][-1] = scale
+    nodes = [
+        make.make_node("Reshape", ["x", "s"], ["r"]),
+        make.make_node("Mul", ["r", "k"], ["boxes"]),
+        make.make_node("Greater", ["boxes", "z"], ["above"]),
+        make.make_node("NonZero", ["above"], ["found"]),
+    ]
+    value = make.make_tensor_value_info
+    built = make.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 3, 3, 5])],
+        [value("boxes", TensorProto.FLOAT, [15, 3]), value("found", TensorProto.INT64, [2, "n"])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return make.make_model(built, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+
+
+def test_rows_of_an_output_without_a_batch_are_all_compared(tmp_path: Path) -> None:
+    inputs = {"x": np.random.default_rng(0).standard_normal((3, 3, 3, 5), np.float32)}
+    onnx_files.save(detector(), tmp_path / "a.onnx")
+    onnx_files.save(detector(1.5), tmp_path / "b.onnx")
+    onnx_files.save(detector(keep=0.0), tmp_path / "c.onnx")
+    assert equal.check_outputs(tmp_path / "a.onnx", tmp_path / "a.onnx", inputs, "doing this") == 0.0
+    with pytest.raises(InternalError, match=r"doing this changed output 'boxes' by .* \(relative max; at most 1e-05\)"):
+        equal.check_outputs(tmp_path / "a.onnx", tmp_path / "b.onnx", inputs, "doing this")
+    told = r"doing this changed the outputs: output 'found': shapes differ: reference \[2, 45\], candidate \[2, \d+\]"
+    with pytest.raises(InternalError, match=told):
+        equal.check_outputs(tmp_path / "a.onnx", tmp_path / "c.onnx", inputs, "doing this")
 
 
 @pytest.mark.parametrize("scale", [2.0001, float("nan")])
 def test_a_difference_beyond_rounding_is_refused(tmp_path: Path, scale: float) -> None:
     onnx_files.save(graph(2.0), tmp_path / "a.onnx")
     onnx_files.save(graph(scale), tmp_path / "b.onnx")
-    with pytest.raises(InternalError, match=r"doing this changed the outputs by .* \(relative max; at most 1e-05\)"):
+    with pytest.raises(InternalError, match=r"doing this changed output 'y' by .* \(relative max; at most 1e-05\)"):
         equal.check_outputs(tmp_path / "a.onnx", tmp_path / "b.onnx", INPUTS, "doing this")
 
 

@@ -13,8 +13,9 @@ from deploykit.errors import InternalError
 from deploykit.export import probe, probe_lcm
 from deploykit.export.probe_lcm import Recorded, TrajectoryOptions, record
 from deploykit.models import lcm, sources
-from deploykit.runtime import drift, judge
+from deploykit.runtime import drift
 from deploykit.runtime.backends.base import Session
+from deploykit.runtime.batches import run_rows
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -78,7 +79,7 @@ def test_diffusers_pipeline_goes_the_same_way(session: Session, recorded: Record
 
 
 def test_the_recurrence_gives_the_originals_own_latents(session: Session, recorded: Recorded) -> None:
-    latents = recorded.rollout.play(lambda feeds: judge.run_rows(session, feeds, 2)["out_sample"], recorded.inputs)
+    latents = recorded.rollout.play(lambda feeds: run_rows(session, feeds, 2)["out_sample"], recorded.inputs)
     assert drift.psnr_db(recorded.rollout.latents, latents) > 100.0
     assert latents.dtype == np.float32
 

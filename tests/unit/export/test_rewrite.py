@@ -92,7 +92,7 @@ def test_a_rewrite_that_changes_the_outputs_is_named(
     names: tuple[str, ...], convnext: Item, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewrite, "REWRITES", {**rewrite.REWRITES, "spoil": Rewrite("spoil", "", _spoil)})
-    with pytest.raises(InternalError, match=r"rewrite 'spoil' changed the outputs by \d.*at most 1e-05"):
+    with pytest.raises(InternalError, match=r"rewrite 'spoil' changed output '\w+' by \d.*at most 1e-05"):
         rewritten(convnext, names, tmp_path)
 
 

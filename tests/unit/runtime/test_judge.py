@@ -15,8 +15,10 @@ from deploykit.artifact import Preprocess, RunConfig
 from deploykit.errors import BadInputError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Session, get_backend
+from deploykit.runtime.batches import run_rows
 from deploykit.runtime.drift import Answers
-from deploykit.runtime.judge import Brief, Evaluation, Golden
+from deploykit.runtime.golden import Golden, feeds_of
+from deploykit.runtime.judge import Brief, Evaluation
 from deploykit.verdict import Budget, GateKind, Judgement, Report, Verdict
 
 RUN = RunConfig("onnxruntime", precision="f32", threads=1)
@@ -360,7 +362,7 @@ def test_progress_counts_images_up_to_all(tmp_path: Path) -> None:
 def test_rows_come_back_in_order_without_the_padding(tmp_path: Path, batch: int | str) -> None:
     with get_backend("onnxruntime").open(save(tmp_path / "m.onnx", batch=batch), RUN) as session:
         for rows in (1, 2, 4, 5, 6):
-            found = judge.run_rows(session, {"input": INPUTS[:rows]}, chunk=4)["logits"]
+            found = run_rows(session, {"input": INPUTS[:rows]}, chunk=4)["logits"]
             assert found.shape == (rows, CLASSES)
             np.testing.assert_allclose(found, reference(INPUTS[:rows]), rtol=1e-5, atol=1e-5)
 
@@ -369,6 +371,6 @@ def test_rows_come_back_in_order_without_the_padding(tmp_path: Path, batch: int 
 def test_feeds_have_the_batch_that_the_file_takes(tmp_path: Path, batch: int | str, asked: int, expected: int) -> None:
     golden = brief().golden
     with get_backend("onnxruntime").open(save(tmp_path / "m.onnx", batch=batch), RUN) as session:
-        feed = judge.feeds_of(session.inputs, golden, asked)["input"]
+        feed = feeds_of(session.inputs, golden, asked)["input"]
     assert feed.shape == (expected, 3, SIDE, SIDE)
     assert np.array_equal(feed, INPUTS[np.arange(expected) % ROWS])

@@ -20,7 +20,8 @@ from deploykit.bundle import save_tensors
 from deploykit.errors import BadInputError
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Tensors, get_backend
-from deploykit.runtime.judge import Brief, Golden
+from deploykit.runtime.golden import Golden
+from deploykit.runtime.judge import Brief
 from deploykit.runtime.rollout import Rollout, Sized, load_sized, save_sized
 from deploykit.verdict import Budget, Judgement, Report, Verdict
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess
-from deploykit.bundle import load_tensors, save_tensors
+from deploykit.bundle import load_tensors
 from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.export import calibrate, onnx_files, provenance
 from deploykit.export.own_run import open_graph
@@ -21,7 +21,9 @@ from deploykit.export.quantize.placement import Question, choose
 from deploykit.export.quantize.stage import QuantizeOptions, quantize
 from deploykit.export.rewrites.editing import Sizes, sizes
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.backends.base import Tensor, Tensors
+from deploykit.runtime.batches import load_outputs, run_rows, save_outputs
+from deploykit.runtime.gate import is_counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -101,7 +103,7 @@ def _size(shape: Sizes) -> int:
 
 def _answers(inputs: Inputs, options: RowsOptions, workspace: Workspace) -> Facts:
     found = run(str(inputs["graph"].path(onnx_files.MODEL)), rows_of(inputs, options))
-    save_tensors(workspace.folder / TENSORS, found)
+    save_outputs(workspace.folder / TENSORS, found)
     return {"rows": len(next(iter(found.values())))}
 
 
@@ -117,14 +119,39 @@ def _cost(inputs: Inputs, options: CostOptions, workspace: Workspace) -> Facts:
     quantize(model, table, modules, kept)
     with tempfile.TemporaryDirectory(dir=workspace.folder) as scratch:
         onnx_files.write(model, Path(scratch))
-        found = run(str(Path(scratch) / onnx_files.MODEL), rows_of(inputs, options.rows))
-    expected = load_tensors(inputs["answers"].path(TENSORS))
-    errors = np.mean([relative_errors(expected[name], found[name]) for name in expected], axis=0)
+        rows = rows_of(inputs, options.rows)
+        found = run(str(Path(scratch) / onnx_files.MODEL), rows)
+    expected = load_outputs(inputs["answers"].path(TENSORS))
+    errors = errors_of(expected, found, len(next(iter(rows.values()))))
     np.save(workspace.folder / COST, errors)
     return {"error": float(errors.mean()), "rows": len(errors)}
 
 
-def relative_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
+def errors_of(expected: Tensors, found: Tensors, rows: int) -> NDArray[np.float64]:
+    """Return the relative error of every row, of all outputs the mean: float64 [rows].
+
+    Indices and counts are left out, unless there is nothing else. Of an output without rows each row of an inference has the
+    error of that inference.
+
+    Args:
+        expected: Outputs by name, as `deploykit.runtime.batches.Answered.arrange` makes them.
+        found: Their likes.
+        rows: How many rows were run.
+    """
+    measured = [name for name, array in expected.items() if not is_counted(array)] or list(expected)
+    each = [_sample_errors(expected[name], found[name]) for name in measured]
+    mean: NDArray[np.float64] = np.mean([np.repeat(one, -(-rows // len(one)))[:rows] for one in each], axis=0)
+    return mean
+
+
+def _sample_errors(expected: Tensor, found: Tensor) -> NDArray[np.float64]:
+    if expected.dtype != object and expected.shape == found.shape:
+        return relative_errors(expected, found)
+    pairs = list(zip(expected, found, strict=True))
+    return np.asarray([relative_errors(a[None], b[None])[0] if a.shape == b.shape else 1.0 for a, b in pairs])
+
+
+def relative_errors(expected: Tensor, found: Tensor) -> NDArray[np.float64]:
     """Return sum (a - b)^2 / sum a^2 of every row, but at most 1, where nothing is left of it: float64 [N].
 
     Args:
@@ -150,7 +177,7 @@ def rows_of(inputs: Inputs, options: RowsOptions) -> dict[str, NDArray[np.float3
     return {options.input_name: np.concatenate(rows)}
 
 
-def run(path: str, rows: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+def run(path: str, rows: Tensors) -> dict[str, Tensor]:
     """Return what a graph says to rows, in ONNX Runtime."""
     with open_graph(Path(path)) as session:
         return run_rows(session, rows)

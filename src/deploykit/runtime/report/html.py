@@ -119,7 +119,7 @@ def _gate(gate: GateResult) -> dict[str, str]:
         terminal.value_text(gate, number) for number in (gate.value, gate.lower, gate.upper, gate.bound)
     )
     return {
-        "metric": gate.metric,
+        "metric": terminal.metric_text(gate),
         "reference": gate.reference,
         "value": value,
         "interval": "" if lower == upper else f"{lower} to {upper}",

@@ -42,6 +42,7 @@ UNITS = {
     "step_sqnr_db": "dB",
     "latent_psnr_db": "dB",
     "agreement": "%",
+    "equal": "%",
     "accuracy_drop": "pp",
     "latency_ms": "ms",
     "speedup": "×",
@@ -205,10 +206,11 @@ def run_text(judgement: Judgement) -> str:
 
 
 def drift_text(judgement: Judgement) -> str:
-    """Return the SQNR against the original: "118 dB"."""
-    value = judgement.metrics.get("sqnr_db")
-    if value is None:
+    """Return the SQNR against the original, of several outputs the least: "118 dB"."""
+    values = [value for key, value in judgement.metrics.items() if key.partition(":")[0] == "sqnr_db"]
+    if not values:
         return ""
+    value = min(values, key=lambda one: -math.inf if math.isnan(one) else one)
     return f"{value:.0f} dB" if math.isfinite(value) else ("equal" if value > 0 else str(value))
 
 
@@ -298,9 +300,14 @@ def gate_text(gate: GateResult) -> str:
     side = "at least" if gate.higher_is_better else "at most"
     spread = "" if gate.lower == gate.upper else f" ({value_text(gate, gate.lower)} to {value_text(gate, gate.upper)})"
     against = "" if gate.kind is GateKind.LATENCY else f" from {gate.reference}"
-    text = f"{gate.metric} {value_text(gate, gate.value)}{spread}{against}, n={gate.n:,}; "
+    text = f"{metric_text(gate)} {value_text(gate, gate.value)}{spread}{against}, n={gate.n:,}; "
     text += f"the gate asks for {side} {value_text(gate, gate.bound)}"
     return f"{text}; {gate.reason}" if gate.reason else text
+
+
+def metric_text(gate: GateResult) -> str:
+    """Return what a gate is about, with the output where there are several: "sqnr_db of boxes"."""
+    return gate.metric if gate.output is None else f"{gate.metric} of {gate.output}"
 
 
 def value_text(gate: GateResult, value: float) -> str:

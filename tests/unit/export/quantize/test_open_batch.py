@@ -21,7 +21,7 @@ from deploykit.export.quantize import stage
 from deploykit.models.family import get_family
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.judge import run_rows
+from deploykit.runtime.batches import run_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # torch.export warns of its own internals
 
