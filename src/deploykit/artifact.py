@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from deploykit import serde
+from deploykit import serde, texts
 from deploykit.errors import BadInputError
 
 HASH_BLOCK = 1 << 20
@@ -86,8 +86,8 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path).parts
-        unsafe = not parts or self.path.startswith("/") or ".." in parts or ":" in parts[0]
-        if unsafe or "\\" in self.path or "\0" in self.path:
+        unsafe = not parts or self.path.startswith("/") or ".." in parts or ":" in self.path
+        if unsafe or any(map(texts.name_fault, parts)):
             raise BadInputError(f"unsafe path {self.path!r}: files must lie inside their folder")
 
     @classmethod
@@ -206,6 +206,11 @@ class Artifact:
     files: tuple[FileRecord, ...]
     parent: str
     runs: tuple[RunConfig, ...]
+
+    def __post_init__(self) -> None:
+        for name in (self.name, self.format, self.precision, self.target):
+            if reason := texts.name_fault(name):
+                raise BadInputError(f"{texts.one_line(name)[:80]!r} is no name: {reason}")
 
     @property
     def main(self) -> FileRecord:

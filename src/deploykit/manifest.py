@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit import serde
+from deploykit import serde, texts
 from deploykit.artifact import Artifact, FileRecord, Preprocess
 from deploykit.errors import BadInputError, Hint
 from deploykit.serde import LATER
@@ -37,6 +37,11 @@ class SourceRecord:
     parameters: int
     weights_sha256: str
     digest: str
+
+    def __post_init__(self) -> None:
+        for name in (self.id, self.family, self.task):
+            if reason := texts.name_fault(name):
+                raise BadInputError(f"{texts.one_line(name)[:80]!r} is no name: {reason}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class StageRecord:
     facts: Mapping[str, Any]
     seconds: float
     cached: bool
+
+    def __post_init__(self) -> None:
+        for name in (self.node, self.stage):
+            if texts.one_line(name) != name:
+                raise BadInputError(f"{texts.one_line(name)[:80]!r} is no name: it holds characters that aren't seen")
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,11 @@ class Manifest:
     seal: str = ""
     repairs: tuple[Repair, ...] | None = field(default=None, metadata=LATER)
     refused: tuple[Refusal, ...] | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        for artifact in self.artifacts:
+            if not (artifact.files and artifact.inputs and artifact.outputs):
+                raise BadInputError(f"{artifact.name} has no file, takes nothing or answers nothing")
 
     @property
     def files(self) -> Iterator[FileRecord]:

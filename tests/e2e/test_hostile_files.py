@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +177,85 @@ def test_users_are_told_that_their_own_hints_are_unknown(copy: Path) -> None:
     with pytest.raises(deploykit.DeploykitError, match="takes no hint 'CACHE_DIR'") as caught:
         deploykit.load(copy, run=config)
     assert caught.value.exit_code == 2
+
+
+def renamed(root: Path, name: str) -> None:
+    reseal(root, lambda value: value["artifacts"][0].update(name=name))
+
+
+@pytest.mark.parametrize("name", ["net\nimport os", "a\rb", "\x1b[2J", "a/b", "..\\x", "", "\u202etxt", "x" * 300])
+def test_a_name_of_an_artifact_is_a_name(copy: Path, name: str) -> None:
+    renamed(copy, name)
+    with pytest.raises(deploykit.DeploykitError, match="is no name") as caught:
+        deploykit.Bundle.open(copy)
+    assert caught.value.exit_code == 7
+    outcome = run("inspect", str(copy), "--code")
+    assert (outcome.code, outcome.out) == (7, "")
+    assert "\x1b" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "path", ["a\nb", "C:/x", "x:stream", "sub/x:stream", "..", "a/../b", "/etc/passwd", "a\\b", "\x1b"]
+)
+def test_a_path_in_a_bundle_stays_inside(copy: Path, path: str) -> None:
+    reseal(copy, lambda value: value["modules"].update(path=path))
+    with pytest.raises(deploykit.DeploykitError, match="unsafe path"):
+        deploykit.Bundle.open(copy)
+
+
+def test_printed_code_is_the_code_that_opens_the_artifact_whatever_the_bundle_says(copy: Path, tmp_path: Path) -> None:
+    folder = copy.rename(tmp_path / 'it\'s\n"quoted"')
+    first_run(folder, precision="f32")
+    outcome = run("inspect", str(folder), "--code")
+    assert outcome.code == 0, outcome.err
+    names: dict[str, object] = {}
+    exec(compile(outcome.out, "code", "exec"), names)
+    assert "infer" in names
+
+
+@pytest.mark.parametrize("precision", ["auto\nimport os", "\x1b[0m", "f" * 40])
+def test_a_precision_is_no_code(copy: Path, precision: str) -> None:
+    first_run(copy, precision=precision)
+    outcome = run("inspect", str(copy), "--code")
+    assert (outcome.code, outcome.out) == (7, "")
+
+
+#: Turns colours on, moves the cursor, looks like markup, claims a verdict on a line of its own.
+INJECTED = "\x1b[31m\x1b]0;title\x07[bold red]x[/] \u202e\r\n9 passed, 0 not run"
+
+
+def test_a_terminal_shows_what_a_bundle_says_and_does_not_obey_it(copy: Path) -> None:
+    def change(value: dict[str, Any]) -> None:
+        value["labels"][0] = value["command"] = value["created"] = value["machine"]["cpu"] = INJECTED
+
+    reseal(copy, change)
+    outcome = run("inspect", str(copy))
+    assert outcome.code == 0, outcome.err
+    assert not set(outcome.out) & set("\x1b\x07\r\u202e")
+    assert "9 passed, 0 not run" not in outcome.out.splitlines()
+    assert "\\x1b[31m\\x1b]0;title\\x07[bold red]x[/] \\u202e" in outcome.out
+
+
+def test_messages_show_what_a_file_says_and_do_not_obey_it(copy: Path) -> None:
+    (copy / "manifest.json").write_text(json.dumps({"manifest_version": INJECTED}), encoding="utf-8")
+    outcome = run("verify", str(copy))
+    assert outcome.code == 7
+    assert not set(outcome.err) & set("\x1b\x07\u202e")
+
+
+def test_a_page_shows_what_a_bundle_says_and_does_not_obey_it(copy: Path, tmp_path: Path) -> None:
+    script = "<script>alert(1)</script>"
+    reseal(copy, lambda value: value.update(command=script, created=script))
+    outcome = run("verify", str(copy), "--html", str(tmp_path / "page.html"))
+    assert outcome.code == 0, outcome.err
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert script not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("name", ["files", "inputs", "outputs", "runs"])
+def test_an_artifact_without_what_one_has_is_bad_input_or_usage(copy: Path, name: str) -> None:
+    reseal(copy, lambda value: value["artifacts"][0].update({name: []}))
+    with pytest.raises(deploykit.DeploykitError) as caught:
+        deploykit.load(copy)
+    assert caught.value.exit_code == (2 if name == "runs" else 7)

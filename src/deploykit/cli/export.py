@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -195,7 +196,7 @@ def export(
             lora=lora,
         ),
     )
-    command = " ".join(["deploykit", *sys.argv[1:]])
+    command = shlex.join(["deploykit", *sys.argv[1:]])
     with render.stages(quiet=as_json or verbose) as watcher:
         exported = export_model(
             model,

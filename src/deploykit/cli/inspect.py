@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.optional import COMPONENTS
+from deploykit.texts import one_line
 
 if TYPE_CHECKING:
     from deploykit.artifact import RunConfig, TensorSpec
@@ -63,16 +64,16 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
         *([("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels[:12])}")] if manifest.labels else []),
         ("stages", " → ".join(record.node for record in manifest.stages if record.stage not in {"judge", "bench"})),
     ):
-        console.print(f"{label:<9} {text}", markup=False)
+        console.print(f"{label:<9} {one_line(text)}", markup=False)
     for artifact in manifest.artifacts:
         console.print(f"{artifact.name}", markup=False, style="bold")
         for record in artifact.files:
             console.print(f"  file    {root / record.path}  {terminal.megabytes(record.bytes)}  sha256 {record.sha256}")
         for side, specs in (("input", artifact.inputs), ("output", artifact.outputs)):
             for spec in specs:
-                console.print(f"  {side:<7} {spec.name} {spec.dtype} {spec.text}", markup=False)
+                console.print(f"  {side:<7} {one_line(spec.name)} {spec.dtype} {one_line(spec.text)}", markup=False)
         for run in artifact.runs:
-            console.print(f"  run     {run.label}", markup=False)
+            console.print(f"  run     {one_line(run.label)}", markup=False)
     report = Report(str(root), manifest.judgements, manifest.timings, refused=manifest.refused or ())
     render.print_report(report, {artifact.name: artifact.bytes for artifact in manifest.artifacts})
 
@@ -84,7 +85,7 @@ def _print_code(root: Path, manifest: Manifest) -> None:
     console = render.out()
     for artifact in manifest.artifacts:
         for run in artifact.runs:
-            console.print(f"# {artifact.name} as {run.label}", markup=False)
+            console.print(f"# {one_line(f'{artifact.name} as {run.label}')}")
             console.print(get_backend(run.backend).code(str(root / artifact.main.path), run), markup=False)
 
 
@@ -129,9 +130,9 @@ def _inspect_file(path: Path, *, as_json: bool, code: bool) -> None:
         console.print(line, markup=False)
     for side, specs in (("input", found.inputs), ("output", found.outputs)):
         for spec in specs:
-            console.print(f"{side:<7} {spec.name} {spec.dtype} {spec.text}", markup=False)
+            console.print(f"{side:<7} {one_line(spec.name)} {spec.dtype} {one_line(spec.text)}", markup=False)
     for key, text in found.metadata.items():
-        console.print(f"{key}  {text[:200]}", markup=False)
+        console.print(one_line(f"{key}  {text[:200]}"), markup=False)
     if found.not_opened:
         console.print(f"not opened here: {found.not_opened}", markup=False)
 

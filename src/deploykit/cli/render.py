@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import DeploykitError
+from deploykit.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,17 +27,26 @@ PIPED_WIDTH = 120
 
 def out() -> Console:
     """Return the console for results."""
-    from rich.console import Console
-
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(file=sys.stdout, highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
+    return _console(file=sys.stdout, width=width, soft_wrap=not sys.stdout.isatty())
 
 
 def err() -> Console:
     """Return the console for progress and complaints."""
-    from rich.console import Console
+    return _console(file=sys.stderr, soft_wrap=True)
 
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+def _console(**settings: Any) -> Console:  # noqa: ANN401 - as rich takes them
+    """Return a console on which texts are texts, whoever wrote them: no markup, no control characters but our own."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    return Plain(markup=False, highlight=False, emoji=False, **settings)
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value

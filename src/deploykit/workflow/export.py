@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -385,19 +386,19 @@ def _check_disk(out: Path, original: Original, cells: int) -> None:
 
 def _command(model: str, options: ExportOptions) -> str:
     """Return the command line that asks for the same."""
-    words = ["deploykit", "export", model, *(f"--cell {cell}" for cell in options.cells)]
+    words = ["deploykit", "export", shlex.quote(model), *(f"--cell {shlex.quote(cell)}" for cell in options.cells)]
     words += [f"--batch {options.batch}"] if options.batch != 1 else []
-    words += [f"--dynamic {axis}" for axis in options.dynamic]
-    words += [f"--profile {profile}" for profile in options.profile]
+    words += [f"--dynamic {shlex.quote(axis)}" for axis in options.dynamic]
+    words += [f"--profile {shlex.quote(profile)}" for profile in options.profile]
     words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
-    words += [f"--data {options.data}"] if options.data else []
-    words += [f"--calib {options.calib}"] if options.calib else []
+    words += [f"--data {shlex.quote(options.data)}"] if options.data else []
+    words += [f"--calib {shlex.quote(options.calib)}"] if options.calib else []
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
     words += [f"--calib-seed {options.calib_seed}"] if options.calib_seed else []
     words += ["--calib-few"] if options.calib_few else []
-    words += [f"--calib-table {options.calib_table}"] if options.calib_table else []
+    words += [f"--calib-table {shlex.quote(options.calib_table)}"] if options.calib_table else []
     words += ["--no-repair"] if not options.repair else []
-    words += [f"--{name.replace('_', '-')} {value}" for name, value in options.source.given.items()]
+    words += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.source.given.items()]
     words += ["--defer"] if options.defer else []
     words += ["--no-verify"] if not options.verify else []
     words += ["--no-bench"] if not options.bench else []

@@ -44,5 +44,7 @@ def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = 
     chosen = bundle.manifest.artifacts[names.index(wanted)]
     for record in chosen.files:
         record.check(path)
+    if run is None and not chosen.runs:
+        raise UsageError(f"{wanted} is run as it is by nothing", Hint("deploykit build", "makes of it what is run"))
     config = run or chosen.runs[0]
     return get_backend(config.backend).open(str(path / chosen.main.path), config)

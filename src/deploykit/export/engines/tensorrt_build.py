@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def trtexec(graph: str, engine: str, options: BuildOptions) -> str:
         for index, option in enumerate(("minShapes", "optShapes", "maxShapes")):
             shapes = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in ranged)
             words.append(f"--{option}={','.join(shapes)}")
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def options_of(order: BuildOrder, modules: Mapping[str, str] | None = None) -> BuildOptions:

@@ -18,6 +18,7 @@ COUNT: Final = r"\d{1,9}"
 #: Most threads that anybody means.
 MOST_THREADS: Final = 1024
 _DEVICE: Final = re.compile(r"[a-z]{1,16}(:\d{1,3})?")
+_PRECISION: Final = re.compile(r"[a-z]{1,8}\d{0,3}")
 #: Characters of a text that a message shows.
 _SHOWN: Final = 80
 
@@ -33,6 +34,8 @@ def fault(title: str, config: RunConfig, known: Mapping[str, str], *, threaded: 
     """
     if not _DEVICE.fullmatch(config.device):
         return f"{config.device[:_SHOWN]!r} is no device: write cpu, cuda or cuda:1"
+    if not _PRECISION.fullmatch(config.precision):
+        return f"{config.precision[:_SHOWN]!r} is no precision: write auto, f32, f16 or bf16"
     threads, least = config.threads, "at least 1" if (config.threads or 0) < 1 else f"at most {MOST_THREADS}"
     if threads is not None and not threaded:
         return f"{title} has no threads to choose, found threads={threads}"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from deploykit.artifact import RunConfig
 from deploykit.manifest import Manifest
+from deploykit.texts import one_line
 from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Report, Timing, Verdict
 
 MARKS = {
@@ -91,8 +92,8 @@ def provenance(manifest: Manifest) -> dict[str, str]:
     source = manifest.source
     return {
         "original": f"{source.id} · {source.parameters / 1e6:.2f} M parameters · weights {source.weights_sha256[:12]}",
-        "made": f"{manifest.created} by deploykit {manifest.deploykit} on {manifest.machine.cpu}",
-        "command": manifest.command,
+        "made": one_line(f"{manifest.created} by deploykit {manifest.deploykit} on {manifest.machine.cpu}"),
+        "command": one_line(manifest.command),
     }
 
 
