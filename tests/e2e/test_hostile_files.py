@@ -259,3 +259,44 @@ def test_an_artifact_without_what_one_has_is_bad_input_or_usage(copy: Path, name
     with pytest.raises(deploykit.DeploykitError) as caught:
         deploykit.load(copy)
     assert caught.value.exit_code == (2 if name == "runs" else 7)
+
+
+def seal_of(root: Path) -> str:
+    return deploykit.Bundle.open(root).manifest.seal
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "inspect", "build", "run"])
+def test_a_bundle_of_another_seal_is_not_opened(copy: Path, command: str) -> None:
+    told = seal_of(copy)
+    reseal(copy, lambda value: value.update(command="deploykit export other"))
+    outcome = run(command, str(copy), "--seal", told)
+    assert (outcome.code, outcome.out) == (7, "")
+    assert f"its seal is {seal_of(copy)}, not {told}" in outcome.err
+
+
+def test_inspect_prints_the_seal_that_is_asked_for(copy: Path) -> None:
+    told = seal_of(copy)
+    outcome = run("inspect", str(copy), "--seal", told.upper())
+    assert outcome.code == 0, outcome.err
+    assert f"seal      {told}" in outcome.out
+
+
+@pytest.mark.parametrize("seal", ["", "abc", "g" * 64, "0" * 63, "0" * 65])
+def test_a_seal_is_a_sha256(copy: Path, seal: str) -> None:
+    with pytest.raises(deploykit.DeploykitError, match="is no seal") as caught:
+        deploykit.load(copy, seal=seal)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_is_opened_only_as_the_sealed_manifest_has_it(copy: Path) -> None:
+    file, seal = copy / "net.fp32.onnx", seal_of(copy)
+    deploykit.load(file, seal=seal).close()
+    deploykit.load(copy, seal=seal).close()
+    other = copy / "other.onnx"
+    other.write_bytes(file.read_bytes())
+    with pytest.raises(deploykit.DeploykitError, match="is no artifact of the bundle") as caught:
+        deploykit.load(other, seal=seal)
+    assert caught.value.exit_code == 7
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(deploykit.DeploykitError, match="its manifest says"):
+        deploykit.load(file, seal=seal)

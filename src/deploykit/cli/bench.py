@@ -53,6 +53,7 @@ def bench(
     embedding: source.Embedding = False,
     family: source.Family = None,
     lora: source.Lora = None,
+    seal: source.Seal = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time every artifact beside the PyTorch original: one process each, asked in turn, ratios paired by round."""
@@ -61,6 +62,7 @@ def bench(
     from deploykit.workflow.bench import LatencyBudget
     from deploykit.workflow.bench import bench as bench_bundle
 
+    source.check_seal(bundle, seal)
     chosen = {} if threads is None else {"threads": threads}
     options = BenchOptions(rounds=rounds, batch=batch, **chosen)
     with render.steps(quiet=as_json) as step:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploykit.cli import source
+
 EXAMPLES = (
     "deploykit build deploy/tiny-convnext",
     "deploykit build deploy/tiny-convnext --dry-run",
@@ -18,6 +20,7 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the lines of TensorRT's own tool that build the same.")
     ] = False,
+    seal: source.Seal = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build the deferred engines of a bundle and add them to it. TensorRT and numpy are enough.
@@ -28,6 +31,7 @@ def build(
     from deploykit.workflow.build import build as build_bundle
     from deploykit.workflow.build import commands
 
+    source.check_seal(bundle, seal)
     if dry_run:
         lines = commands(bundle)
         if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.cli import source
 from deploykit.optional import COMPONENTS
 from deploykit.texts import one_line
 
@@ -31,6 +32,7 @@ def inspect(
     code: Annotated[
         bool, typer.Option("--code", help="Print Python that opens each artifact without deploykit.")
     ] = False,
+    seal: source.Seal = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show interface, files, hashes, verdicts and how each artifact is run."""
@@ -38,6 +40,7 @@ def inspect(
     from deploykit.serde import to_json
     from deploykit.workflow.opened import open_bundle
 
+    source.check_seal(target, seal)
     if not target.is_dir():
         _inspect_file(target, as_json=as_json, code=code)
         return
@@ -62,6 +65,7 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
     for label, text in (
         *terminal.provenance(manifest).items(),
         *([("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels[:12])}")] if manifest.labels else []),
+        ("seal", manifest.seal),
         ("stages", " → ".join(record.node for record in manifest.stages if record.stage not in {"judge", "bench"})),
     ):
         console.print(f"{label:<9} {one_line(text)}", markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deploykit.cli import source
 from deploykit.errors import UsageError
 
 EXAMPLES = (
@@ -32,12 +33,14 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Decoder of --png where latents aren't pixels: a diffusers folder."),
     ] = None,
+    seal: source.Seal = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image. Labels and preprocessing are read from the artifact itself.
 
     With --png a diffusion model's artifact, or all of a bundle, walk from noise to pictures: a row each, the original's first.
     """
+    source.check_seal(artifact, seal)
     if png is not None and images:
         raise UsageError("--png makes pictures and takes none: leave the images away")
     if png is not None:

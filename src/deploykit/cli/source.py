@@ -28,9 +28,26 @@ Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviati
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Run everything on it: cpu, cuda, cuda:1; else where each says.")
 ]
+Seal = Annotated[
+    str | None,
+    typer.Option(metavar="SHA256", help="Exit 7 unless the manifest has this very seal, which inspect prints."),
+]
 Family = Annotated[str | None, typer.Option(metavar="NAME", help="Whose recipes and budgets hold, else by name.")]
 Embedding = Annotated[bool, typer.Option("--embedding", help="Features instead of logits.")]
 Lora = Annotated[Path | None, typer.Option(metavar="FILE", help="LoRA to fuse into a diffusion model's UNet.")]
+
+
+def check_seal(target: Path, seal: str | None) -> None:
+    """Do what `--seal` asks for.
+
+    Raises:
+        UsageError: It is no seal.
+        BadInputError: The manifest has another one.
+    """
+    if seal is not None:
+        from deploykit.workflow.opened import check_seal
+
+        check_seal(target, seal)
 
 
 def source_options(**typed: object) -> SourceOptions:

@@ -59,6 +59,7 @@ def verify(
         Path | None,
         typer.Option(metavar="FOLDER", help="Decoder of --html where latents aren't pixels: a diffusers folder."),
     ] = None,
+    seal: source.Seal = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare hashes, then judge every artifact afresh against the reference outputs. PyTorch is not needed for a bundle.
@@ -70,6 +71,7 @@ def verify(
     from deploykit.workflow.options import VerifyOptions
     from deploykit.workflow.verify import verify as verify_target
 
+    source.check_seal(target, seal)
     if html is not None:
         from deploykit.workflow.page import check_page, write_page
 

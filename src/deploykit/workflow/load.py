@@ -7,16 +7,19 @@ from pathlib import Path
 from deploykit.artifact import RunConfig
 from deploykit.errors import Hint, UsageError
 from deploykit.runtime.backends.base import Session, backend_for, get_backend
-from deploykit.workflow.opened import read_bundle
+from deploykit.workflow.opened import check_seal, read_bundle
 
 
-def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = None) -> Session:
+def load(
+    path: str | Path, artifact: str | None = None, run: RunConfig | None = None, *, seal: str | None = None
+) -> Session:
     """Open an artifact.
 
     Args:
         path: An artifact's main file, or a bundle's folder.
         artifact: Name of the artifact where a bundle holds several.
         run: How to run it; the default is what the bundle recommends, for a bare file the runtime's own choice.
+        seal: That the manifest must have, as its maker told it; see `deploykit inspect`.
 
     Returns:
         A session: `infer({name: array}) -> {name: array}` with the dtypes and shapes of `inputs` and `outputs`;
@@ -24,10 +27,12 @@ def load(path: str | Path, artifact: str | None = None, run: RunConfig | None = 
 
     Raises:
         UsageError: No such path or artifact, or several to choose from.
-        BadInputError: The file is damaged, or not the one that the manifest describes.
+        BadInputError: The seal is another, or the file is damaged, or not the one that the manifest describes.
         MissingComponentError: The runtime is not installed.
     """
     path = Path(path)
+    if seal is not None:
+        check_seal(path, seal)
     if not path.is_dir():
         if not path.is_file():
             raise UsageError(f"{path} does not exist")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from deploykit.artifact import Artifact, RunConfig
@@ -46,6 +47,37 @@ def read_bundle(root: Path) -> Bundle:
             if reason:
                 raise BadInputError(f"{root / FILE} says how to run {artifact.name}, and that isn't done: {reason}")
     return bundle
+
+
+def check_seal(target: Path, seal: str) -> None:
+    """Compare the seal of a bundle with the one that its maker told, on another way than the bundle's own.
+
+    The seal covers the manifest, and the manifest the hash of every file.
+
+    Args:
+        target: A bundle's folder, or the file of an artifact in one, whose bytes are compared as well.
+        seal: The manifest's field "seal", a SHA-256 in hexadecimal; `deploykit inspect` prints it.
+
+    Raises:
+        UsageError: No such folder, or `seal` is no SHA-256.
+        BadInputError: It is another manifest, or `target` is not a file that it describes.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", seal.lower()):
+        raise UsageError(f"{seal[:80]!r} is no seal: those are 64 hexadecimal digits, see deploykit inspect BUNDLE")
+    root = target if target.is_dir() else target.parent
+    bundle = Bundle.open(root)
+    if bundle.manifest.seal != seal.lower():
+        raise BadInputError(
+            f"{root / FILE} is not the manifest that was meant: its seal is {bundle.manifest.seal}, not {seal.lower()}"
+        )
+    if target.is_dir():
+        return
+    for artifact in bundle.manifest.artifacts:
+        if artifact.main.path == target.name:
+            for record in artifact.files:
+                record.check(root)
+            return
+    raise BadInputError(f"{target} is no artifact of the bundle in {root}, so its seal says nothing of it")
 
 
 def _fault(artifact: Artifact, run: RunConfig) -> str:
