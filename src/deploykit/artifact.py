@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from deploykit import serde, texts
 from deploykit.errors import BadInputError
@@ -125,6 +126,10 @@ def sha256_of(path: Path) -> str:
     return state.hexdigest()
 
 
+#: The arithmetic of what stands in a graph.
+EXACT: Final = "exact"
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """How an artifact is run. A verdict belongs to an artifact and a RunConfig.
@@ -135,6 +140,8 @@ class RunConfig:
         precision: "f32", "bf16", "f16" for what the runtime must compute in, or "auto" for its own choice.
         threads: Threads per inference; None leaves it to the runtime.
         hints: Further settings in the runtime's own words.
+        arithmetic: Of products in 8 bits: None leaves it to the runtime's kernels, whose answers may depend on the processor;
+            "exact" is what stands in the graph.
     """
 
     backend: str
@@ -142,6 +149,7 @@ class RunConfig:
     precision: str = "auto"
     threads: int | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
+    arithmetic: str | None = field(default=None, metadata=serde.LATER)
 
     def on(self, device: str) -> RunConfig:
         """Return it on another device; "cuda" is "cuda:0"."""
@@ -150,7 +158,8 @@ class RunConfig:
     @property
     def label(self) -> str:
         """Short text for tables: "openvino cpu f32"."""
-        extras = [f"{self.threads} threads"] if self.threads is not None else []
+        extras = [f"{self.arithmetic} arithmetic"] if self.arithmetic is not None else []
+        extras += [f"{self.threads} threads"] if self.threads is not None else []
         extras += [f"{key}={value}" for key, value in sorted(self.hints.items())]
         return " ".join([self.backend, self.device, self.precision, *extras])
 

@@ -105,6 +105,7 @@ class Machine:
 
 #: Processor features that decide how fast and how exactly a network runs.
 CPU_FLAGS = (
+    "sse4_1",
     "avx2",
     "avx512f",
     "avx512_vnni",

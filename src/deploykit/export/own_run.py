@@ -1,4 +1,4 @@
-"""How stages run graphs themselves, to compare, measure and refer to: in ONNX Runtime, in float32."""
+"""How stages run graphs themselves, to compare, measure and refer to: in ONNX Runtime, by the arithmetic of the graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from deploykit.artifact import RunConfig
+from deploykit.artifact import EXACT, RunConfig
 from deploykit.export import onnx_files
 from deploykit.runtime.backends.base import Session, get_backend
 
@@ -22,5 +22,5 @@ FRUGAL: Final[Mapping[str, str]] = {
 def open_graph(path: Path) -> Session:
     """Open a graph as stages hand it on, or a file of it."""
     hints = FRUGAL if onnx_files.weight_bytes(onnx_files.load(path)) > MOST_PACKED else {}
-    config = RunConfig("onnxruntime", precision="f32", hints=hints)
+    config = RunConfig("onnxruntime", precision="f32", hints=hints, arithmetic=EXACT)
     return get_backend(config.backend).open(str(path), config)

@@ -237,7 +237,7 @@ def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Worksp
 IMAGES = Stage("images", 2, {}, "images", ("PIL",), _prepare_images)
 GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
 HUB_OUTPUTS = Stage(
-    "hub-outputs", 3, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnxruntime",), _hub_outputs
+    "hub-outputs", 4, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnx", "onnxruntime"), _hub_outputs
 )
 
 
@@ -262,4 +262,4 @@ def outputs_stage(original: Original) -> Stage[OutputsOptions]:
 def answers_stage(original: Original) -> Stage[AnswersOptions]:
     """Return the stage that asks an original for its answers to labelled images."""
     takes = {"original": "original", "images": "images"}
-    return Stage("original-answers", 2, takes, "answers", FORMS[original.form].libraries, _original_answers)
+    return Stage("original-answers", 3, takes, "answers", FORMS[original.form].libraries, _original_answers)

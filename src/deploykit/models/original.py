@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deploykit import serde
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit.artifact import EXACT, Preprocess, RunConfig
 from deploykit.errors import UsageError
 from deploykit.models.family import get_family
 from deploykit.models.interface import BATCH, Input, Interface
@@ -27,19 +27,21 @@ class Form:
         model: Which of its properties that backend is given.
         libraries: What it takes to run it (keys of `deploykit.optional.COMPONENTS`).
         resizable: It may take images of other sizes than its own, where its family does.
+        arithmetic: Of its own answers, as in `RunConfig`.
     """
 
     backend: str
     model: str
     libraries: tuple[str, ...]
     resizable: bool = False
+    arithmetic: str | None = None
 
 
 #: A network in PyTorch, one that diffusers builds, or a graph that was exported before.
 FORMS = {
     "module": Form("torch", "locator", ("torch", "timm", "safetensors"), resizable=True),
     "diffusers": Form("torch", "locator", ("torch", "diffusers", "safetensors")),
-    "graph": Form("onnxruntime", "weights_file", ("onnxruntime",)),
+    "graph": Form("onnxruntime", "weights_file", ("onnxruntime", "onnx"), arithmetic=EXACT),
 }
 
 
@@ -165,6 +167,12 @@ class Original:
 
     @property
     def reference(self) -> tuple[str, RunConfig]:
-        """What a backend opens, and how, to get this original's own answers."""
+        """What a backend opens, and how, to get this original's own answers, on every processor the same."""
+        model, run = self.usual
+        return model, replace(run, arithmetic=FORMS[self.form].arithmetic)
+
+    @property
+    def usual(self) -> tuple[str, RunConfig]:
+        """What a backend opens, and how, to run this original as an application does."""
         form = FORMS[self.form]
         return str(getattr(self, form.model)), RunConfig(form.backend, precision="f32")

@@ -154,7 +154,7 @@ def time_beside_original(
     refused: Callable[[Candidate, UnsupportedError], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Time candidates, and the original with them where what runs it is installed: on each of their devices that it takes."""
-    baselines = _baselines(*original.reference, candidates) if original is not None and _is_here(original) else []
+    baselines = _baselines(*original.usual, candidates) if original is not None and _is_here(original) else []
     return measure(
         [*baselines, *candidates],
         lambda specs: feeds_of(specs, golden, options.batch or 1),

@@ -60,7 +60,8 @@ TARGET = Target(
         "int8-weights": (RunConfig("onnxruntime", precision="f32"),),
     },
     # Only a layer whose input and output are both rounded gets an integer kernel; its bias must be an integer too.
-    placements={"int8": Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True)},
+    # Without VNNI these kernels add products in pairs of 16 bits.
+    placements={"int8": Placement(UINT8, outputs=("Conv", "MatMul", "Gemm"), integer_bias=True, pairs=True)},
     refuses={
         "bf16": "its processor kernels convolve in float32 alone, so that nothing would run in bfloat16",
         "fp8": "its processor kernels multiply in float32 what is stored in fp8, so that nothing would run in 8 bits",

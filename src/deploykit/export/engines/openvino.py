@@ -117,7 +117,8 @@ TARGET = Target(
         "int8-weights": (replace(F32, hints=FLOAT_ACTIVATIONS), STOCK),
         "bf16": (RunConfig("openvino", precision="bf16"), F32),
     },
-    # Its kernel for attention takes no zero points; 8 bits are moved faster than 32.
+    # Its kernel for attention takes no zero points; 8 bits are moved faster than 32. Without VNNI its kernels add products in
+    # pairs of 16 bits.
     placements={
         "int8": Placement(
             UINT8,
@@ -125,6 +126,7 @@ TARGET = Target(
             moves=MOVES,
             rewrites=("channel-norms",),
             joint=True,
+            pairs=True,
         )
     },
     # Of 2026.4.1 int8 networks are known that come out wrong where the batch is open. Those of this package came out right on

@@ -198,10 +198,10 @@ def _takes(*, with_images: bool) -> dict[str, str]:
 
 def answers_stage(*, with_images: bool) -> Stage[RowsOptions]:
     """Return the stage that asks the float32 graph about the rows that costs are measured on."""
-    return Stage("cost-answers", 1, _takes(with_images=with_images), "tensors", LIBRARIES, _answers)
+    return Stage("cost-answers", 2, _takes(with_images=with_images), "tensors", LIBRARIES, _answers)
 
 
 def cost_stage(*, with_images: bool) -> Stage[CostOptions]:
     """Return the stage that measures what one layer costs, on golden inputs and on calibration images where there are any."""
     takes = {**_takes(with_images=with_images), "ranges": "ranges", "answers": "tensors"}
-    return Stage("cost", 2, takes, "cost", LIBRARIES, _cost)
+    return Stage("cost", 3, takes, "cost", LIBRARIES, _cost)

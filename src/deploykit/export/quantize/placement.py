@@ -44,6 +44,7 @@ class Placement:
         depthwise: It has kernels in 8 bits for convolutions of one channel per group.
         keys: Grid of attention's keys. Rounded, they keep the layer that makes them from being joined to attention, which this
             runtime computes in half; None leaves them.
+        pairs: Weights are so coarse that two products can be added in 16 bits; see `deploykit.export.quantize.pairs`.
         joint: Queries, keys and values that are cut from one layer's output are rounded together, by one grid, before that. It
             takes a graph in which they are balanced; see `deploykit.export.quantize.attention`.
     """
@@ -60,6 +61,7 @@ class Placement:
     depthwise: bool = True
     keys: Kind | None = None
     joint: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True)

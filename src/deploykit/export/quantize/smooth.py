@@ -249,7 +249,7 @@ def _write(graph: Item, table: RangeTable, strength: float, options: QuantizeOpt
 
 STAGE = Stage(
     name="smooth",
-    version=2,
+    version=3,
     takes={"graph": "graph", "ranges": "ranges", "golden": "tensors", "images": "images"},
     makes="graph",
     libraries=("onnx", "onnx_ir", "onnxruntime"),

@@ -15,6 +15,7 @@ from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import grid
 from deploykit.export.quantize.emit import MOST_BIAS, Emitter, Weights, round_weights
 from deploykit.export.quantize.grid import E4M3, INT8, Grid, Kind
+from deploykit.export.quantize.pairs import fitted
 from deploykit.export.quantize.placement import Chosen, Placement, Question, choose
 from deploykit.export.rewrite import get_rewrite
 from deploykit.export.stage import Facts, Inputs, Item, Stage, Workspace
@@ -77,13 +78,14 @@ def grids_of(chosen: Chosen, table: RangeTable, options: QuantizeOptions) -> Map
 
 
 def weights_of(chosen: Chosen, grids: Mapping[str, Grid], placement: Placement) -> tuple[Weights, ...]:
-    """Return every layer's weights on their grid, in order; where biases are integers, fine enough for int32."""
+    """Return every layer's weights on their grid, in order; where biases are integers, coarse enough for int32."""
     made = []
     for linear, data in zip(chosen.layers, chosen.data, strict=True):
         least = None
         if placement.integer_bias and linear.bias is not None and linear.bias[0] is linear.node:
             least = np.abs(linear.bias_values) / (grids[data].scale * MOST_BIAS)
-        made.append(round_weights(linear, least, placement.weights))
+        rounded = round_weights(linear, least, placement.weights)
+        made.append(fitted(linear, rounded) if placement.pairs else rounded)
     return tuple(made)
 
 
@@ -166,7 +168,7 @@ def _ensure(_inputs: Inputs, options: QuantizeOptions, made: Item) -> None:
 
 STAGE = Stage(
     name="quantize",
-    version=3,
+    version=4,
     takes={"graph": "graph", "ranges": "ranges"},
     makes="graph",
     libraries=("onnx", "onnx_ir"),

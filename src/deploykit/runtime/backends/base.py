@@ -120,6 +120,7 @@ class Backend(ABC):
         stands_in: It computes as another machine would: good to judge by, not to run an application on or to time.
         devices: That it can run on, the one where none is named first; of GPUs the first.
         threaded: A RunConfig may say how many threads compute.
+        arithmetics: That a RunConfig may ask for beside the kernels' own.
     """
 
     name: ClassVar[str]
@@ -129,6 +130,7 @@ class Backend(ABC):
     stands_in: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = (CPU,)
     threaded: ClassVar[bool] = True
+    arithmetics: ClassVar[tuple[str, ...]] = ()
 
     @property
     def component(self) -> Component:
@@ -157,6 +159,8 @@ class Backend(ABC):
 
     def fault(self, config: RunConfig) -> str:
         """Return what `config` says that this runtime is not told, or ""."""
+        if config.arithmetic not in {None, *self.arithmetics}:
+            return f"{self.component.title} has no arithmetic {str(config.arithmetic)[: settings.SHOWN]!r}, only its kernels'"
         return settings.fault(self.component.title, config, self.settings(config), threaded=self.threaded)
 
     def unavailable(self, config: RunConfig) -> str:

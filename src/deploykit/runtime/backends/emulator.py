@@ -21,13 +21,11 @@ from deploykit.errors import BadInputError, UnsupportedError
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.runtime.backends.onnxruntime import CPU_PROVIDER, SETTINGS, OnnxRuntimeSession, session_options
-from deploykit.runtime.backends.onnxruntime_files import first_line, foreign, translated
+from deploykit.runtime.backends.onnxruntime_files import WEIGHTS_FOLDER, first_line, foreign, translated
 from deploykit.runtime.backends.rounding import types_of, write_roundings
 from deploykit.verdict import Executed, Ran
 
 _PRECISIONS: Final = ("f32", "f16", "bf16")
-#: Where ONNX Runtime looks for the weights of a model that it is given as bytes.
-_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
 class EmulatorSession(OnnxRuntimeSession):
@@ -63,7 +61,7 @@ class EmulatorBackend(Backend):
         def opened(profile: Path | None = None) -> Any:  # noqa: ANN401 - the library has no types
             options = session_options(config, profile)
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.resolve().parent))
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.resolve().parent))
             try:
                 return onnxruntime.InferenceSession(data, options, providers=[CPU_PROVIDER])
             except foreign() as error:

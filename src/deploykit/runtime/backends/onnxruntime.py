@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from deploykit.artifact import RunConfig
+from deploykit.artifact import EXACT, RunConfig
 from deploykit.errors import UnsupportedError
-from deploykit.runtime.backends import cuda
+from deploykit.runtime.backends import cuda, onnxruntime_exact
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor, kind_of
 from deploykit.runtime.backends.external_data import checked_model
-from deploykit.runtime.backends.onnxruntime_files import failed, foreign, specs, translated
+from deploykit.runtime.backends.onnxruntime_files import WEIGHTS_FOLDER, failed, foreign, specs, translated
 from deploykit.runtime.backends.onnxruntime_gpu import open_on_gpu
 from deploykit.runtime.backends.onnxruntime_providers import HINT, PROVIDERS, provider_of, ways, without_provider
 from deploykit.runtime.backends.settings import COUNT, SWITCH
@@ -58,6 +58,8 @@ _KERNELS: Final[Mapping[str, tuple[int, str]]] = {
         ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "DynamicQuantizeMatMul"), (0, "int8")
     ),
 }
+#: Settings of a session for each arithmetic.
+_ARITHMETICS: Final[Mapping[str | None, Mapping[str, str]]] = {None: {}, EXACT: onnxruntime_exact.SETTINGS}
 _CONVOLVES: Final = "Conv"
 _EVENT: Final = "_kernel_time"
 
@@ -104,6 +106,7 @@ class OnnxRuntimeBackend(Backend):
     module = "onnxruntime"
     suffixes = (".onnx",)
     devices = (CPU, cuda.FIRST)
+    arithmetics = (EXACT,)
 
     def unavailable(self, config: RunConfig) -> str:
         """Return why there is no such device to run on, or no such provider for it, or ""."""
@@ -130,7 +133,7 @@ class OnnxRuntimeBackend(Backend):
         lines = ["options = ort.SessionOptions()", f"options.log_severity_level = {_ERRORS_ONLY}"]
         if config.threads is not None:
             lines += [f"options.intra_op_num_threads = {config.threads}", "options.inter_op_num_threads = 1"]
-        hints = sorted(without_provider(config).hints.items())
+        hints = _hints(without_provider(config))
         lines += [f"options.add_session_config_entry({key!r}, {value!r})" for key, value in hints]
         lines += [*attached, f"session = ort.InferenceSession({file!r}, options{arguments})"]
         return "\n".join(["import onnxruntime as ort", "", *lines, "", "", *_CODE_INFER, ""])
@@ -155,7 +158,7 @@ def session_options(config: RunConfig, profile: Path | None) -> Any:  # noqa: AN
     if config.threads is not None:
         options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = 1
-    for key, value in sorted(config.hints.items()):
+    for key, value in _hints(config):
         options.add_session_config_entry(key, value)
     if profile is not None:
         options.enable_profiling = True
@@ -163,6 +166,11 @@ def session_options(config: RunConfig, profile: Path | None) -> Any:  # noqa: AN
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return options
+
+
+def _hints(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the settings of a session: what was asked for, and what its arithmetic takes."""
+    return sorted({**config.hints, **_ARITHMETICS[config.arithmetic]}.items())
 
 
 def _multiplies(event: Mapping[str, Any]) -> bool:
@@ -204,10 +212,14 @@ def _open_on_cpu(path: Path, config: RunConfig) -> Session:
             f"ONNX Runtime's CPU provider computes in f32, not in {config.precision!r}: what is lower stands in the graph"
         )
 
+    changed = onnxruntime_exact.unsigned(path) if config.arithmetic == EXACT else None
+
     def opened(profile: Path | None = None) -> Any:  # noqa: ANN401 - the library has no types
         options = session_options(config, profile)
+        if changed is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.resolve().parent))
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+            return onnxruntime.InferenceSession(changed or str(path), options, providers=[CPU_PROVIDER])
         except foreign() as error:
             raise translated(path, error) from error
 
@@ -220,6 +232,8 @@ def _open_on_cpu(path: Path, config: RunConfig) -> Session:
 
 
 def _open_on_gpu(path: Path, config: RunConfig) -> Session:
+    if config.arithmetic is not None:
+        raise UnsupportedError(f"{config.arithmetic} arithmetic is computed on the CPU, not on {config.device}")
     return open_on_gpu(path, config, lambda: session_options(without_provider(config), None))
 
 

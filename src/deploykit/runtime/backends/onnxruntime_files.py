@@ -17,6 +17,8 @@ _DTYPES: Final[Mapping[str, str]] = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+#: Where ONNX Runtime looks for the weights of a model that it is given as bytes: the key of a session's settings.
+WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 #: What ONNX Runtime says where a model is sound but beyond it. Everything else it refuses is a damaged or unsafe file.
 _BEYOND: Final = (
     "No Op registered",

@@ -20,7 +20,7 @@ MOST_THREADS: Final = 1024
 _DEVICE: Final = re.compile(r"[a-z]{1,16}(:\d{1,3})?")
 _PRECISION: Final = re.compile(r"[a-z]{1,8}\d{0,3}")
 #: Characters of a text that a message shows.
-_SHOWN: Final = 80
+SHOWN: Final = 80
 
 
 def fault(title: str, config: RunConfig, known: Mapping[str, str], *, threaded: bool) -> str:
@@ -33,9 +33,9 @@ def fault(title: str, config: RunConfig, known: Mapping[str, str], *, threaded: 
         threaded: It takes a number of threads.
     """
     if not _DEVICE.fullmatch(config.device):
-        return f"{config.device[:_SHOWN]!r} is no device: write cpu, cuda or cuda:1"
+        return f"{config.device[:SHOWN]!r} is no device: write cpu, cuda or cuda:1"
     if not _PRECISION.fullmatch(config.precision):
-        return f"{config.precision[:_SHOWN]!r} is no precision: write auto, f32, f16 or bf16"
+        return f"{config.precision[:SHOWN]!r} is no precision: write auto, f32, f16 or bf16"
     threads, least = config.threads, "at least 1" if (config.threads or 0) < 1 else f"at most {MOST_THREADS}"
     if threads is not None and not threaded:
         return f"{title} has no threads to choose, found threads={threads}"
@@ -47,6 +47,6 @@ def fault(title: str, config: RunConfig, known: Mapping[str, str], *, threaded: 
 def _hint_fault(title: str, key: str, value: str, known: Mapping[str, str]) -> str:
     if key not in known:
         told = f"it takes {', '.join(known)}" if known else "it takes none"
-        return f"{title} takes no hint {key[:_SHOWN]!r}: {told}"
+        return f"{title} takes no hint {key[:SHOWN]!r}: {told}"
     fits = re.fullmatch(known[key], value)
-    return "" if fits else f"{title}'s hint {key} can't be {value[:_SHOWN]!r}: it matches {known[key]}"
+    return "" if fits else f"{title}'s hint {key} can't be {value[:SHOWN]!r}: it matches {known[key]}"

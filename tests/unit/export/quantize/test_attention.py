@@ -22,7 +22,7 @@ from tests.unit.export.quantize.test_stage import (
     rounded_tensors,
 )
 
-from deploykit.artifact import RunConfig
+from deploykit.artifact import EXACT, RunConfig
 from deploykit.calibration.ranges import RangeTable
 from deploykit.export import onnx_files, provenance
 from deploykit.export.quantize import attention, smooth
@@ -32,7 +32,7 @@ from deploykit.export.quantize.stage import QuantizeOptions, quantize
 from deploykit.export.ranges import measure
 from deploykit.export.rewrites.linears import linear_of
 from deploykit.export.stage import Item
-from deploykit.runtime import drift
+from deploykit.runtime import drift, processors
 from deploykit.runtime.backends.base import get_backend
 
 RNG = np.random.default_rng(5)
@@ -87,7 +87,9 @@ def rounded(graph: Item, chosen: QuantizeOptions, folder: Path) -> Item:
 
 
 def answers(graph: Item, backend: str = "onnxruntime") -> Array:
-    config = RunConfig(backend, precision="f32", threads=1)
+    """Return what a graph answers; in ONNX Runtime by its own arithmetic, in OpenVINO by the processor's kernels."""
+    arithmetic = EXACT if backend == "onnxruntime" else None
+    config = RunConfig(backend, precision="f32", threads=1, arithmetic=arithmetic)
     with get_backend(backend).open(str(graph.path(onnx_files.MODEL)), config) as session:
         return np.concatenate([session.infer({"x": row})["y"] for row in ROWS])
 
@@ -158,7 +160,9 @@ def test_one_grid_for_a_balanced_layer_costs_no_more_than_three(kind: str, tmp_p
     sqnr = {name: drift.sqnr_db(wanted, answers(one)) for name, one in found.items()}
     assert sqnr["one grid"] > sqnr["three grids"]
     assert sqnr["unbalanced"] < sqnr["one grid"] - 20.0
-    assert drift.sqnr_db(wanted, answers(found["one grid"], "openvino")) > sqnr["one grid"] - 3.0
+    # Weights are coarse enough for pairs of 16 bits; of products of two activations neither factor is.
+    lost = 4.0 if processors.here().saturates else 3.0
+    assert drift.sqnr_db(wanted, answers(found["one grid"], "openvino")) > sqnr["one grid"] - lost
 
 
 def test_the_layer_is_rounded_before_it_is_cut_and_only_where_all_of_it_is(tmp_path: Path) -> None:
