@@ -51,7 +51,11 @@ class Bundle:
         """
         path = root / manifests.FILE
         if not root.is_dir():
-            raise UsageError(f"{root} does not exist")
+            beside = root.parent / manifests.FILE
+            hints = (
+                [Hint(str(root.parent), "is the bundle that it lies in")] if root.exists() and beside.is_file() else []
+            )
+            raise UsageError(f"{paths.shown(root)} {paths.fault(root) or 'is a file'}: a bundle is a folder", *hints)
         if not path.is_file():
             raise BadInputError(f"{root} is no bundle: it holds no {manifests.FILE}")
         return cls(root, manifests.parse(path.read_bytes(), str(path)))

@@ -14,8 +14,12 @@ Failed and inconclusive gates are not errors: they are verdicts (see `deploykit.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
+
+#: Characters of a file's name that a message shows.
+MOST_NAMED = 200
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,31 @@ class UnsupportedError(DeploykitError):
 
 class BakedAxisError(UnsupportedError):
     """An axis that was declared dynamic works at the traced size only."""
+
+
+#: What a name that can't be a file's, or stands for another kind of thing, makes the system say.
+_MISNAMED = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EINVAL,
+        errno.ENXIO,
+    }
+)
+
+
+def of_os_error(error: OSError) -> DeploykitError:
+    """Return what the system refuses as an error of ours: a wrong name is a usage error, all else a lack of the machine's."""
+    names = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    shown = names if len(names) <= MOST_NAMED else f"{names[: MOST_NAMED // 2]}…{names[-MOST_NAMED // 2 :]}"
+    words = error.strerror or str(error) or type(error).__name__
+    kind = UsageError if error.errno in _MISNAMED else ResourceError
+    return kind(f"{shown}: {words}" if shown else words)
 
 
 #: The order in which one exit code wins where several apply.

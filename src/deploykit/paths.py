@@ -1,11 +1,13 @@
-"""Paths as people type them: why one is no file that can be read to its end."""
+"""Paths as people type them: why one is no file that can be read to its end, or none that can be written."""
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
-from deploykit.errors import UsageError
+from deploykit.errors import ResourceError, UsageError
 
 #: Characters of a path that a message shows.
 SHOWN = 200
@@ -47,3 +49,33 @@ def check_file(path: Path, given_as: str = "") -> None:
     reason = fault(path)
     if reason:
         raise UsageError(f"{shown(path)} {reason}" + (f" (given as {given_as})" if given_as else ""))
+
+
+def check_target(path: Path) -> None:
+    """Refuse a path that no file can be written to, before anything is made that would be.
+
+    Raises:
+        ResourceError: The message says why.
+    """
+    reason = _unwritable(path)
+    if reason:
+        raise ResourceError(f"{shown(path)} can't be written: {reason}")
+
+
+def _unwritable(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return "it is a folder"
+        # A pipe that nobody reads would keep its writer waiting for ever.
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except (FileNotFoundError, NotADirectoryError):
+        parent = path.absolute().parent
+        if not parent.is_dir():
+            return "no such folder"
+        return "" if os.access(parent, os.W_OK | os.X_OK) else f"{shown(parent)} is read-only"
+    except OSError as error:
+        return "nobody reads this pipe" if error.errno == errno.ENXIO else (error.strerror or str(error))
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -102,7 +102,9 @@ def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
     everywhere = {name: lacks for name, lacks in doctor["backends"].items() if not name.startswith("tensorrt")}
     assert everywhere == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
     assert set(doctor["backends"]) - set(everywhere) == {"tensorrt", "tensorrt_rtx"}
-    assert {"tiny-convnext", "tiny-lcm-unet"} <= {card["id"] for card in json.loads(run("models", "--json").out)}
+    assert {"tiny-convnext", "tiny-lcm-unet"} <= {
+        card["id"] for card in json.loads(run("models", "--json").out)["models"]
+    }
     assert json.loads(run("inspect", str(bundle), "--json").out)["source"]["id"] == "tiny-convnext"
     inputs = json.loads(run("inspect", str(bundle / "tiny-convnext.fp32.onnx"), "--json").out)["inputs"]
     assert inputs == [{"name": "input", "dtype": "float32", "shape": [1, 3, 64, 64]}]
@@ -124,11 +126,42 @@ def test_run_names_what_it_sees(bundle: Path, tmp_path: Path) -> None:
     for index in range(12):
         Image.fromarray(rendered.render("test", index)[0]).save(tmp_path / f"{index}.png")
     images = [str(tmp_path / f"{index}.png") for index in range(12)]
-    found = json.loads(run("run", str(bundle / "tiny-convnext.fp32.openvino.xml"), *images, "--json").out)
+    found = json.loads(run("run", str(bundle / "tiny-convnext.fp32.openvino.xml"), *images, "--json").out)["images"]
     for index, prediction in enumerate(found):
         assert len(prediction["scores"]) == 5
         hits += prediction["scores"][0]["label"] == rendered.CLASSES[rendered.render("test", index)[1]]
     assert hits >= 9
+
+
+def test_run_takes_a_bundle_and_says_which_artifact(bundle: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from deploykit.data import rendered
+
+    Image.fromarray(rendered.render("test", 0)[0]).save(tmp_path / "photo.png")
+    outcome = run("run", str(bundle), str(tmp_path / "photo.png"), "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    manifest = json.loads(run("inspect", str(bundle), "--json").out)
+    fastest = min(
+        (one for one in manifest["timings"] if one["candidate"] != "original"), key=lambda one: one["median_ms"]
+    )
+    files = {one["name"]: one["files"][0]["path"] for one in manifest["artifacts"]}
+    assert Path(found["artifact"]).name == files[fastest["candidate"]]
+    assert f"runs  {found['artifact']} ({found['run']}): the fastest of 3 that passed; beside it: " in outcome.err
+
+
+def test_a_file_in_its_bundle_is_judged_by_the_manifest(bundle: Path) -> None:
+    outcome = run("verify", str(bundle / "tiny-convnext.fp32.openvino.xml"), "--json")
+    assert outcome.code == 0, outcome.err
+    judged = json.loads(outcome.out)["judgements"]
+    assert {one["artifact"] for one in judged} == {"tiny-convnext.fp32.openvino"}
+    assert len(judged) == 2, "both of its RunConfigs"
+    assert all("agreement" in one["metrics"] for one in judged), "by the labelled images too"
+    assert "1 passed" in run("verify", str(bundle / "tiny-convnext.fp32.onnx")).out
+    other = run("verify", str(bundle / "modules.json"))
+    assert other.code == 2
+    assert "is no artifact of the bundle that it lies in" in other.err
 
 
 def test_run_refuses_what_is_no_image(bundle: Path, tmp_path: Path) -> None:

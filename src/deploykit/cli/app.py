@@ -6,13 +6,17 @@ import inspect as inspect_module
 import sys
 import traceback
 from types import ModuleType
+from typing import Any
 
 import typer
 
-from deploykit.cli import bench, build, doctor, export, inspect, models, run, verify
-from deploykit.errors import DeploykitError
+from deploykit.cli import bench, build, doctor, export, inspect, models, run, streams, verify
+from deploykit.errors import DeploykitError, Hint, InternalError, ResourceError, UsageError, of_os_error
 
 INTERRUPTED = 130
+COMMANDS = (export, build, verify, bench, inspect, doctor, models, run)
+#: Of all errors of the parser: typer has click's classes, from click itself or from a copy of its own.
+PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="deploykit",
@@ -25,15 +29,15 @@ app = typer.Typer(
 )
 
 
-def _help(module: ModuleType) -> str:
-    """Return a command's help: what it does, examples, the rest."""
+def _help(module: ModuleType) -> dict[str, str]:
+    """Return a command's help: what it does, examples, the rest; and the first of it for the list of commands."""
     first, _, rest = inspect_module.cleandoc(module.COMMAND.__doc__).partition("\n\n")
     examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
-    return f"{first}\n\n\b\nExamples:\n{examples}\n\n{rest}"
+    return {"help": f"{first}\n\n\b\nExamples:\n{examples}\n\n{rest}", "short_help": " ".join(first.split())}
 
 
-for command in (export, build, verify, bench, inspect, doctor, models, run):
-    app.command(help=_help(command))(command.COMMAND)
+for command in COMMANDS:
+    app.command(**_help(command))(command.COMMAND)  # type: ignore[arg-type]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,21 +51,72 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    streams.prepare()
     try:
-        app(standalone_mode=True)
+        code = _run()
+        sys.stdout.flush()
     except DeploykitError as error:
-        from deploykit.cli.render import print_error
+        code = _told(error)
+    sys.exit(code)
 
-        print_error(error)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as ending:
-        code = ending.code if isinstance(ending, SystemExit) else INTERRUPTED  # typer turns interrupts into exits
-        if code == INTERRUPTED:
-            sys.stderr.write("interrupted: finished stages stay in the cache, the bundle is as it was\n")
-        sys.exit(code)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception:  # noqa: BLE001 - the last resort: our bug, told as such
-        traceback.print_exc()
-        sys.stderr.write("error: this is a bug of deploykit: please report the lines above\n")
-        sys.exit(1)
+
+def _run() -> int:
+    """Run the command that was typed; say what goes wrong. Returns the exit code."""
+    try:
+        returned = app(standalone_mode=False, prog_name="deploykit")
+    except SystemExit as ending:
+        returned = 0 if ending.code is None else ending.code
+    except (KeyboardInterrupt, typer.Abort):
+        returned = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        return _misread(error) if isinstance(error, PARSER_ERROR) else _told(_ours(error))
+    if returned == INTERRUPTED:  # typer turns interrupts into exits
+        return _interrupted()
+    return returned if isinstance(returned, int) else 0
+
+
+def _ours(error: Exception) -> DeploykitError:
+    """Return an error as one of ours; what is foreign to us is our bug, told as such."""
+    if isinstance(error, DeploykitError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError(f"out of memory: {error}".rstrip(": "))
+    if isinstance(error, OSError):
+        return of_os_error(error)
+    traceback.print_exception(error)
+    return InternalError(f"this is a bug of deploykit, please report it: {type(error).__name__}: {error}")
+
+
+def _told(error: DeploykitError) -> int:
+    """Say what happened: to people on stderr, and as an object on stdout where JSON was asked for."""
+    from deploykit.cli import render
+
+    render.print_error(error)
+    if "--json" in sys.argv[1:]:
+        render.print_json(render.error_record(error))
+    return error.exit_code
+
+
+def _interrupted() -> int:
+    from deploykit.cli import render
+
+    told = "interrupted: finished stages stay in the cache, the bundle is as it was"
+    sys.stderr.write(f"{told}\n")
+    if "--json" in sys.argv[1:]:
+        render.print_json({"error": {"message": told, "hints": [], "exit_code": INTERRUPTED}})
+    return INTERRUPTED
+
+
+def _misread(error: Any) -> int:  # noqa: ANN401 - the parser's own, see `PARSER_ERROR`
+    """Say what the parser can't read; of nothing at all, print the help."""
+    context = getattr(error, "ctx", None)
+    if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    path = context.command_path if context is not None else "deploykit"
+    words = error.format_message().strip().rstrip(".")
+    hints = [Hint(f"{path} --help", "describes all options")]
+    named = [name for name in sys.argv[2:] if name in {each.COMMAND.__name__ for each in COMMANDS}]
+    if words.startswith("No such command") and named:
+        hints.insert(0, Hint(f"deploykit {named[0]} {sys.argv[1]}", "the command comes first"))
+    return _told(UsageError(words[:1].lower() + words[1:], *hints))

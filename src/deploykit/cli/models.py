@@ -16,7 +16,7 @@ EXAMPLES = (
 
 def models(
     pattern: Annotated[str | None, typer.Argument(help="Names that match, timm's too, such as '*dinov2*'.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the models that ship with the package, classifiers with their accuracy; with a pattern, timm's names too."""
     from deploykit.cli import render
@@ -31,7 +31,7 @@ def models(
     others = [name for scheme in rest for name in scheme.names(pattern or "*")]
     others += get_scheme(USUAL).names(pattern) if pattern else ()
     if as_json:
-        render.print_json([*(to_json(card) for card in cards), *({"id": name} for name in others)])
+        render.print_json({"models": [*(to_json(card) for card in cards), *({"id": name} for name in others)]})
         return
     from rich.table import Table
 

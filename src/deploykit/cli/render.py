@@ -54,6 +54,12 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def error_record(error: DeploykitError) -> dict[str, Any]:
+    """Return what is printed as JSON instead of a result."""
+    hints = [{"action": hint.action, "effect": hint.effect} for hint in error.hints]
+    return {"error": {"message": error.message, "hints": hints, "exit_code": error.exit_code}}
+
+
 def print_error(error: DeploykitError) -> None:
     """Say what happened and what to do next, on stderr."""
     from rich.text import Text

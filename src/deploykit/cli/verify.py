@@ -12,6 +12,7 @@ from deploykit.errors import UsageError
 
 EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
+    "deploykit verify deploy/tiny-convnext/tiny-convnext.fp32.onnx",
     "deploykit verify deploy/tiny-convnext --data val/",
     "deploykit verify deploy/tiny-convnext --data labels.csv",
     "deploykit verify deploy/net --data val/ --reference py:my.package:net --weights net.pth",
@@ -68,6 +69,7 @@ def verify(
     """
     from deploykit.bundle import Bundle
     from deploykit.cli import render
+    from deploykit.manifest import FILE
     from deploykit.workflow.options import VerifyOptions
     from deploykit.workflow.verify import verify as verify_target
 
@@ -111,7 +113,9 @@ def verify(
     else:
         from deploykit.runtime.report import terminal
 
-        artifacts = Bundle.open(target).manifest.artifacts if target.is_dir() else ()
+        root = target if target.is_dir() else target.parent
+        known = target.is_dir() or (reference is None and (root / FILE).is_file())
+        artifacts = Bundle.open(root).manifest.artifacts if known else ()
         render.print_report(report, {artifact.name: artifact.bytes for artifact in artifacts})
         render.out().print(terminal.summary(report), markup=False)
         if html is not None:

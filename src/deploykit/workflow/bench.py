@@ -111,7 +111,8 @@ def bench(
         )
         if gate is not None
     ]
-    without = [f"{judge.ORIGINAL}: not timed: {refused.message}"] if refused is not None else []
+    reason = refused.message if refused is not None else _lacking(original)
+    without = [f"{judge.ORIGINAL}: not timed: {reason}"] if reason else []
     return Report(
         str(opened.root), timings=timings, latency=tuple(gates), untimed=(*untimed(asked), *refusals, *without)
     )
@@ -154,7 +155,7 @@ def time_beside_original(
     refused: Callable[[Candidate, UnsupportedError], None] | None = None,
 ) -> tuple[Timing, ...]:
     """Time candidates, and the original with them where what runs it is installed: on each of their devices that it takes."""
-    baselines = _baselines(*original.usual, candidates) if original is not None and _is_here(original) else []
+    baselines = _baselines(*original.usual, candidates) if original is not None and not _lacking(original) else []
     return measure(
         [*baselines, *candidates],
         lambda specs: feeds_of(specs, golden, options.batch or 1),
@@ -165,9 +166,11 @@ def time_beside_original(
     )
 
 
-def _is_here(original: Original) -> bool:
-    libraries = FORMS[original.form].libraries
-    return len(optional.installed(libraries)) == len(libraries)
+def _lacking(original: Original | None) -> str:
+    """Return which libraries an original needs that are not installed; "" where none is missing."""
+    libraries = FORMS[original.form].libraries if original is not None else ()
+    missing = [name for name in libraries if name not in optional.installed(libraries)]
+    return f"needs {', '.join(optional.COMPONENTS[name].title for name in missing)}" if missing else ""
 
 
 def _baselines(model: str, run: RunConfig, candidates: list[Candidate]) -> list[Candidate]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit import optional
+from deploykit import optional, paths
 from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
 from deploykit.calibration.images import RENDERED_CALIBRATION
@@ -35,6 +35,7 @@ from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Report
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
+from deploykit.workflow.disk import check_disk, work_folder
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.making import make
 from deploykit.workflow.memory import resolve
@@ -42,8 +43,6 @@ from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, 
 
 #: The sizes that a profile names.
 _PROFILE = ("MIN", "OPT", "MAX")
-#: Graphs with all weights that a plan may hold on disk at once: traced, simplified, rewritten, and one in the making.
-GRAPH_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     for node in whole.nodes:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
-    _check_disk(out, original, len(request.cells))
+    check_disk(out, original.parameters, len(request.cells), cached=options.cache)
     return Preview(draft, out, whole, tuple(_notes(draft)))
 
 
@@ -321,13 +320,16 @@ def _table(options: ExportOptions) -> TableOptions | None:
     for flag, value in (("--calib-table", options.calib_table), ("--save-calib-table", options.save_calib_table)):
         if value and not _precisions(options) & plan.MEASURED:
             raise UsageError(f"{flag} {value}: no precision here measures activations", Hint("--int8", "or --fp16"))
+    if options.save_calib_table:
+        paths.check_target(Path(options.save_calib_table))
     if options.calib_table is None:
         return None
     if options.calib:
         raise UsageError(f"--calib {options.calib} and --calib-table {options.calib_table} exclude one another")
     path = Path(options.calib_table)
-    if not path.is_file():
-        raise UsageError(f"--calib-table {path}: there is no such file", Hint("--save-calib-table FILE", "writes one"))
+    if reason := paths.fault(path):
+        told = reason.replace("does not exist", "there is no such file")
+        raise UsageError(f"--calib-table {path}: {told}", Hint("--save-calib-table FILE", "writes one"))
     RangeTable.load(path)
     return TableOptions(str(path.resolve()), sha256_of(path))
 
@@ -353,35 +355,11 @@ def _cache(options: ExportOptions) -> Iterator[Cache]:
     if options.cache:
         yield Cache.default()
         return
-    folder = Path(tempfile.mkdtemp(prefix="deploykit-"))
+    folder = Path(tempfile.mkdtemp(prefix="deploykit-", dir=work_folder(cached=False)))
     try:
         yield Cache(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_disk(out: Path, original: Original, cells: int) -> None:
-    """Refuse a request whose fp32 weights can't fit: in the cache per graph and artifact, in the bundle per artifact.
-
-    Raises:
-        ResourceError: A disk has too little room.
-    """
-    weights = 4 * original.parameters
-    needs = {Cache.default().root: (GRAPH_COPIES + cells) * weights, out: cells * weights}
-    by_disk: dict[int, list[tuple[Path, int]]] = {}
-    for folder, needed in needs.items():
-        place = folder.resolve()
-        while not place.exists():
-            place = place.parent
-        by_disk.setdefault(place.stat().st_dev, []).append((place, needed))
-    for places in by_disk.values():
-        place, needed = places[0][0], sum(needed for _, needed in places)
-        free = shutil.disk_usage(place).free
-        if free < needed:
-            raise ResourceError(
-                f"{place} has {free / 1e9:.2f} GB free; this export may need {needed / 1e9:.2f} GB",
-                Hint("DEPLOYKIT_CACHE=DIR, --out DIR", "use another disk"),
-            )
 
 
 def _command(model: str, options: ExportOptions) -> str:

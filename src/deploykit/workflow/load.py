@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deploykit import paths
 from deploykit.artifact import RunConfig
 from deploykit.errors import Hint, UsageError
 from deploykit.runtime.backends.base import Session, backend_for, get_backend
@@ -34,8 +35,7 @@ def load(
     if seal is not None:
         check_seal(path, seal)
     if not path.is_dir():
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist")
+        paths.check_file(path)
         backend = backend_for(path.name)
         return backend.open(str(path), run or backend.default_run())
     bundle = read_bundle(path)

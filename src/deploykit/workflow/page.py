@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from deploykit import optional
+from deploykit import optional, paths
 from deploykit.bundle import Bundle
 from deploykit.errors import ResourceError, UsageError
 from deploykit.models import vae
@@ -24,8 +24,7 @@ def check_page(target: Path, file: Path, decoder: Path | None) -> None:
         UsageError: The decoder is none, or one of other latents, or what lies at `target` makes no latents.
     """
     optional.require("jinja2")
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise ResourceError(f"{file} can't be written: " + ("it is a folder" if file.is_dir() else "no such folder"))
+    paths.check_target(file)
     if decoder is None:
         return
     if not target.is_dir():

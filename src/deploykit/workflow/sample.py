@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import optional
+from deploykit import optional, paths
 from deploykit.artifact import Artifact
 from deploykit.bundle import Bundle
 from deploykit.errors import DeploykitError, Hint, ResourceError, UsageError
@@ -88,6 +88,7 @@ def sample(target: Path, png: Path, seed: int | None = None, decoder: Path | Non
         ResourceError: The PNG can't be written.
     """
     optional.require("PIL")
+    paths.check_target(png)
     bundle = open_bundle(target if target.is_dir() else target.parent)
     golden = golden_of(bundle)
     chosen = [

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.artifact import Preprocess, RunConfig
+from deploykit import manifest as manifests
+from deploykit import paths
+from deploykit.artifact import Artifact, Preprocess, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
@@ -35,7 +37,7 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
     """Judge what lies at `target`.
 
     Args:
-        target: A bundle's folder, or an artifact's main file (then `options.reference` names its original).
+        target: A bundle's folder, or an artifact's main file: in its bundle, or one whose original `options.reference` names.
         options: How to judge.
         progress: Called with the name of what is judged, images done and images in all.
 
@@ -51,17 +53,19 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
     path = Path(target)
     if path.is_dir():
         return _verify_bundle(path, options, progress)
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist")
+    paths.check_file(path)
     if options.reference is None:
-        raise UsageError(
-            f"{path} is a bare artifact: nothing says what it should compute",
-            Hint("--reference MODEL", "compares it with that original"),
-        )
+        if not (path.parent / manifests.FILE).is_file():
+            raise UsageError(
+                f"{path} is a bare artifact: nothing says what it should compute",
+                Hint("--reference MODEL", "compares it with that original"),
+            )
+        return _verify_bundle(path.parent, options, progress, of=path)
     return _verify_bare(path, sources.resolve(options.reference, options.source), options, progress)
 
 
-def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None) -> Report:
+def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None, of: Path | None = None) -> Report:
+    """Judge a bundle's artifacts, or the one that a file in it belongs to."""
     if options.data is None and (options.reference is not None or options.source.given):
         raise UsageError(
             "a bundle is judged by the outputs of its original that it holds: --reference names who answers for --data"
@@ -72,12 +76,31 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     evaluation, reason = _bundle_evaluation(bundle, options)
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
-    for artifact in manifest.artifacts:
+    for artifact in held(bundle, of):
         jobs = [(artifact.name, run, root / artifact.main.path) for run in runs_on(artifact, options.device)]
         found += _judgements(
             jobs, replace(brief, precision=artifact.precision), progress, strict=options.device is None
         )
-    return Report(str(root), tuple(found))
+    return Report(str(of or root), tuple(found))
+
+
+def held(bundle: Bundle, file: Path | None) -> tuple[Artifact, ...]:
+    """Return the artifacts of a bundle, or the one that a file in it belongs to.
+
+    Raises:
+        UsageError: The file belongs to none.
+    """
+    artifacts = bundle.manifest.artifacts
+    if file is None:
+        return artifacts
+    found = tuple(one for one in artifacts if file.name in {record.path for record in one.files})
+    if not found:
+        raise UsageError(
+            f"{file} is no artifact of the bundle that it lies in",
+            Hint("--reference MODEL", "compares it with that original"),
+            *(Hint(str(bundle.root / one.main.path), one.name) for one in artifacts),
+        )
+    return found
 
 
 def golden_of(bundle: Bundle) -> Golden:

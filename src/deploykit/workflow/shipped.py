@@ -1,0 +1,114 @@
+"""Shipped: which of several artifacts to run, by what its bundle has on record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploykit import manifest as manifests
+from deploykit import paths
+from deploykit.artifact import Artifact, RunConfig
+from deploykit.bundle import Bundle
+from deploykit.errors import Hint, MissingComponentError, UsageError
+from deploykit.manifest import Manifest
+from deploykit.runtime.backends.base import backend_for, backend_names, get_backend
+from deploykit.verdict import Judgement, Verdict
+from deploykit.workflow.opened import read_bundle
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A file and how to run it.
+
+    Attributes:
+        path: Its main file.
+        run: How.
+        reason: Why this one, in a few words; "" where there was no choice.
+    """
+
+    path: Path
+    run: RunConfig
+    reason: str = ""
+
+
+def chosen(target: Path) -> Chosen:
+    """Return what to run of a file, a bundle or a folder.
+
+    Of a bundle that is the fastest artifact of those that passed, by its own record, as far as this machine can run it.
+
+    Raises:
+        UsageError: Nothing is there, or nothing says which of several files.
+        BadInputError: The bundle or its file is damaged.
+        MissingComponentError: No runtime of those that passed is here.
+    """
+    if not target.is_dir():
+        paths.check_file(target)
+        return Chosen(target, backend_for(target.name).default_run())
+    if (target / manifests.FILE).is_file():
+        return _of_bundle(read_bundle(target))
+    return _of_folder(target)
+
+
+def _of_bundle(bundle: Bundle) -> Chosen:
+    manifest = bundle.manifest
+    passed = sorted(_passed(manifest), key=lambda one: one[0])
+    if not passed:
+        raise UsageError(
+            f"no artifact of {bundle.root} has passed: {_verdicts(manifest)}",
+            *(Hint(str(bundle.root / artifact.main.path), artifact.name) for artifact in manifest.artifacts),
+        )
+    here = [one for one in passed if not get_backend(one[2].backend).unavailable(one[2])]
+    if not here:
+        reasons = dict.fromkeys(get_backend(run.backend).unavailable(run) for _, _, run in passed)
+        raise MissingComponentError(
+            f"no artifact of {bundle.root} that passed can run here: {'; '.join(reasons)}", Hint("deploykit doctor")
+        )
+    median, artifact, run = here[0]
+    for record in artifact.files:
+        record.check(bundle.root)
+    rank = "the first" if math.isinf(median) else "the fastest"
+    reason = f"{rank} of {len(passed)} that passed" if len(passed) > 1 else "the one that passed"
+    others = [one.name for one in manifest.artifacts if one != artifact]
+    return Chosen(
+        bundle.root / artifact.main.path, run, f"{reason}; beside it: {', '.join(others)}" if others else reason
+    )
+
+
+def _passed(manifest: Manifest) -> Iterator[tuple[float, Artifact, RunConfig]]:
+    """Yield each way to run an artifact that passed, with its median milliseconds; infinite where it was not timed."""
+    medians = {(one.candidate, replace(one.run, threads=None).label): one.median_ms for one in manifest.timings}
+    artifacts = {artifact.name: artifact for artifact in manifest.artifacts}
+    for judgement in manifest.judgements:
+        if judgement.verdict is Verdict.PASS and judgement.artifact in artifacts:
+            key = judgement.artifact, replace(judgement.run, threads=None).label
+            yield medians.get(key, math.inf), artifacts[judgement.artifact], judgement.run
+
+
+def _verdicts(manifest: Manifest) -> str:
+    def told(one: Judgement) -> str:
+        return f"{one.artifact} ({one.run.label}) {one.verdict.value.replace('_', ' ')}"
+
+    judged = {one.artifact for one in manifest.judgements}
+    unjudged = [f"{artifact.name} not judged" for artifact in manifest.artifacts if artifact.name not in judged]
+    return ", ".join([*map(told, manifest.judgements), *unjudged])
+
+
+def _of_folder(folder: Path) -> Chosen:
+    """Return the only artifact in a folder that is no bundle."""
+    suffixes = tuple({suffix for name in backend_names() for suffix in get_backend(name).suffixes})
+    inside = sorted(folder.iterdir())
+    found = [path for path in inside if path.name.endswith(suffixes) and not paths.fault(path)]
+    if len(found) == 1:
+        return Chosen(found[0], backend_for(found[0].name).default_run(), "the only artifact there")
+    if found:
+        raise UsageError(
+            f"{folder} is no bundle and holds {len(found)} artifacts: nothing says which to run",
+            *(Hint(str(path)) for path in found),
+        )
+    bundles = [path for path in inside if (path / manifests.FILE).is_file()]
+    raise UsageError(
+        f"{folder} holds no artifact" + (", but bundles" if bundles else f": no {manifests.FILE}, no model"),
+        *(Hint(str(path), "is a bundle") for path in bundles),
+    )

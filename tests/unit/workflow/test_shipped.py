@@ -1,0 +1,98 @@
+"""Which artifact of a bundle is run: the fastest that passed, as far as it can run here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tests.support import FILES, judgement, manifest, record, timing
+
+from deploykit.artifact import RunConfig
+from deploykit.errors import BadInputError, MissingComponentError, UsageError
+from deploykit.verdict import Verdict
+from deploykit.workflow.shipped import chosen
+
+PASS, FAIL, UNSURE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
+RUN = RunConfig("onnxruntime", precision="f32")
+
+
+def bundle(root: Path, verdicts: Mapping[str, Verdict], medians: Mapping[str, float], run: RunConfig = RUN) -> Path:
+    """Write a bundle of one file per name, judged and timed so."""
+    made = manifest(FILES)
+    (artifact,) = made.artifacts
+    artifacts = tuple(
+        dataclasses.replace(artifact, name=name, files=(record(f"{name}.onnx", name.encode()),), runs=(run,))
+        for name in verdicts
+    )
+    judged = tuple(
+        dataclasses.replace(judgement(verdict), artifact=name, run=run) for name, verdict in verdicts.items()
+    )
+    timed = tuple(
+        dataclasses.replace(timing(), candidate=name, run=dataclasses.replace(run, threads=2), median_ms=median)
+        for name, median in medians.items()
+    )
+    written = dataclasses.replace(made, artifacts=artifacts, judgements=judged, timings=timed).sealed()
+    root.mkdir()
+    (root / "manifest.json").write_bytes(written.to_bytes())
+    for name in verdicts:
+        (root / f"{name}.onnx").write_bytes(name.encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "medians", "name", "reason"),
+    [
+        ({"a": PASS, "b": PASS, "c": FAIL}, {"a": 3.0, "b": 2.0, "c": 1.0}, "b", "the fastest of 2 that passed"),
+        ({"a": UNSURE, "b": PASS}, {"a": 1.0}, "b", "the one that passed"),
+        ({"a": PASS, "b": PASS}, {}, "a", "the first of 2 that passed"),
+        ({"a": PASS, "b": PASS}, {"b": 9.0}, "b", "the fastest of 2 that passed"),
+        ({"a": PASS}, {"a": 1.0}, "a", "the one that passed"),
+    ],
+)
+def test_the_fastest_that_passed_is_run(
+    tmp_path: Path, verdicts: dict[str, Verdict], medians: dict[str, float], name: str, reason: str
+) -> None:
+    found = chosen(bundle(tmp_path / "b", verdicts, medians))
+    assert found.path == tmp_path / "b" / f"{name}.onnx"
+    assert found.run == RUN
+    assert found.reason.startswith(reason)
+    assert all(other in found.reason for other in verdicts if other != name), "the others are named"
+
+
+def test_where_nothing_passed_the_user_has_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no artifact of .* has passed: a .* fail, b .* inconclusive") as caught:
+        chosen(bundle(tmp_path / "b", {"a": FAIL, "b": UNSURE}, {}))
+    assert [Path(hint.action).name for hint in caught.value.hints] == ["a.onnx", "b.onnx"]
+
+
+def test_what_passed_elsewhere_and_can_not_run_here_is_told(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "b", {"a": PASS}, {}, RunConfig("onnxruntime", device="cuda:7", precision="f32"))
+    with pytest.raises(MissingComponentError, match="that passed can run here: "):
+        chosen(root)
+
+
+def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "b", {"a": PASS}, {})
+    (root / "a.onnx").write_bytes(b"b")
+    with pytest.raises(BadInputError, match="its manifest says"):
+        chosen(root)
+
+
+def test_of_a_folder_the_only_artifact_is_run(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    assert chosen(tmp_path).path == tmp_path / "net.onnx"
+    (tmp_path / "other.xml").touch()
+    with pytest.raises(UsageError, match="is no bundle and holds 2 artifacts") as caught:
+        chosen(tmp_path)
+    assert len(caught.value.hints) == 2
+
+
+def test_of_a_folder_of_bundles_they_are_named(tmp_path: Path) -> None:
+    bundle(tmp_path / "b", {"a": PASS}, {})
+    with pytest.raises(UsageError, match="holds no artifact, but bundles") as caught:
+        chosen(tmp_path)
+    assert [hint.action for hint in caught.value.hints] == [str(tmp_path / "b")]
