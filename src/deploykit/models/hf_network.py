@@ -176,8 +176,8 @@ def _config(place: Place, network: type[PreTrainedModel], data: Mapping[str, Any
     """Build the configuration; attention is the library's usual, never a kernel that a configuration names."""
     if data.get("quantization_config"):
         raise UsageError(f"hf:{place.name} is quantized already: give the one that was trained")
-    if data.get("backbone") or data.get("use_pretrained_backbone"):
-        raise UsageError(f"hf:{place.name} is built around another model ({data.get('backbone')}), which isn't fetched")
+    if elsewhere := _elsewhere(data):
+        raise UsageError(f"hf:{place.name} is built around another model ({elsewhere}), which isn't fetched")
     from huggingface_hub.errors import StrictDataclassError
 
     attention = "sdpa" if getattr(network, "_supports_sdpa", False) else "eager"
@@ -188,6 +188,21 @@ def _config(place: Place, network: type[PreTrainedModel], data: Mapping[str, Any
     except (*FOREIGN, StrictDataclassError) as error:
         raise BadInputError(f"hf:{place.name}: {CONFIG} is damaged: {_told(error)}") from error
     return config
+
+
+def _elsewhere(data: Mapping[str, Any]) -> str:
+    """Return what a configuration, or one within it, says of another model that it would fetch, or ""."""
+    within: list[Any] = [data]
+    while within:
+        value = within.pop()
+        if isinstance(value, dict):
+            named = [str(value[key]) for key in ("backbone", "use_pretrained_backbone") if value.get(key)]
+            if named:
+                return named[0]
+            within += value.values()
+        elif isinstance(value, list):
+            within += value
+    return ""
 
 
 def _told(error: Exception) -> str:

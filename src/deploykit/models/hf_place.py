@@ -142,8 +142,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _check_code(path: Path, data: Mapping[str, Any]) -> None:
     """Refuse what would fetch code and run it: classes beside the model, attention kernels of the hub."""
-    for key, value in data.items():
-        if CODE.fullmatch(key) and value and (key == "auto_map" or "/" in str(value)):
-            raise BadInputError(f"{path} asks for code of its own ({key} {value}): it is never run")
-        if isinstance(value, dict):
-            _check_code(path, value)
+    within: list[Any] = [data]
+    while within:
+        found = within.pop()
+        if isinstance(found, dict):
+            for key, value in found.items():
+                if CODE.fullmatch(key) and value and (key == "auto_map" or "/" in str(value)):
+                    raise BadInputError(f"{path} asks for code of its own ({key} {value}): it is never run")
+            within += found.values()
+        elif isinstance(found, list):
+            within += found

@@ -127,6 +127,18 @@ def test_code_that_a_model_brings_along_is_refused(dino: Path, file: str) -> Non
             r"is built around another model \(evil/resnet18\), which isn't fetched",
         ),
         ({"use_pretrained_backbone": True}, UsageError, "is built around another model"),
+        (
+            {
+                "backbone_config": {
+                    "model_type": "timm_backbone",
+                    "backbone": "resnet18",
+                    "use_pretrained_backbone": True,
+                }
+            },
+            UsageError,
+            "is built around another model",
+        ),
+        ({"backbone_config": [{"auto_map": {"AutoModel": "evil.Model"}}]}, BadInputError, "asks for code of its own"),
         ({"num_channels": 1}, UsageError, "takes 1 channels"),
         ({"hidden_size": "wide"}, BadInputError, r"config\.json (is damaged|describes no)"),
         ({"num_attention_heads": 0}, BadInputError, "describes no Dinov2WithRegistersModel that can be built"),

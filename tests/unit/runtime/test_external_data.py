@@ -74,7 +74,8 @@ def test_a_graph_in_two_pieces_is_one_graph(tmp_path: Path) -> None:
         ("a\\..\\..\\x", "leads outside"),
         ("nothing", "is missing"),
         ("", "is missing"),
-        ("*/_ORT_MEM_ADDR_/*", "is missing"),
+        ("*/_ORT_MEM_ADDR_/*", "an address in memory"),
+        ("*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*", "an address in memory"),
     ],
 )
 def test_unsafe_locations(tmp_path: Path, location: str, words: str) -> None:
@@ -118,3 +119,36 @@ def test_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, d
     path.write_bytes(damaged)
     with contextlib.suppress(BadInputError):
         external_locations(path)
+
+
+def test_an_address_in_memory_is_none_though_a_file_has_its_name(tmp_path: Path) -> None:
+    place = tmp_path / "*" / "_ORT_MEM_ADDR_" / "*"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(bytes(64))
+    graph = helper.make_graph([], "g", [], [], [tensor("*/_ORT_MEM_ADDR_/*")])
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(BadInputError, match="an address in memory"):
+        checked_model(str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_node_that_stands_for_an_engine_in_a_file_is_refused(tmp_path: Path, is_nested: bool) -> None:
+    node = helper.make_node(
+        "EPContext", ["x"], ["y"], domain="com.microsoft", ep_cache_context="/tmp/x.engine", embed_mode=0
+    )
+    if is_nested:
+        node = helper.make_node("If", ["c"], ["y"], then_branch=helper.make_graph([node], "deep", [], []))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph([node], "g", [], [])).SerializeToString())
+    with pytest.raises(BadInputError, match="EPContext, which stands for a compiled engine"):
+        checked_model(str(path))
+
+
+def test_weights_beside_an_ir_that_lie_elsewhere_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "m.xml").write_text("<net/>", encoding="utf-8")
+    (tmp_path / "secret").write_bytes(b"x")
+    (folder / "m.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInputError, match="outside the model's folder"):
+        checked_model(str(folder / "m.xml"))

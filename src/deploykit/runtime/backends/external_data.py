@@ -21,11 +21,15 @@ _FIELDS: dict[str, dict[int, str]] = {
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
+    "node": {4: "operator", 5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
+#: Operators that stand for an engine in another file, which a provider would load: machine code.
+_ENGINES = frozenset({b"EPContext"})
+#: In old versions of ONNX Runtime a location of such a form is an address in memory.
+_ADDRESS = "*"
 _KEY, _VALUE = 1, 2  # fields of an entry of TensorProto.external_data
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
@@ -35,10 +39,11 @@ def checked_model(model: str) -> Path:
     """Return the path of a model file whose references stay inside its folder.
 
     Args:
-        model: Path of a model's main file. Only files called `.onnx` are looked into.
+        model: Path of a model's main file. Only files called `.onnx` are looked into; beside an `.xml` lies its `.bin`.
 
     Raises:
-        BadInputError: No such file; not a protobuf; or external data that is missing or lies outside the file's folder.
+        BadInputError: No such file; not a protobuf; external data that is missing or lies outside the file's folder; or an
+            operator that stands for an engine in another file.
     """
     path = Path(model)
     if not path.is_file():
@@ -46,6 +51,9 @@ def checked_model(model: str) -> Path:
     if path.suffix == ".onnx":
         for location in external_locations(path):
             _check_location(path, location)
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and weights.exists() and not weights.resolve().is_relative_to(path.parent.resolve()):
+        raise BadInputError(f"{weights} is a link to {weights.resolve()}, outside the model's folder")
     return path
 
 
@@ -53,15 +61,22 @@ def external_locations(path: Path) -> tuple[str, ...]:
     """Return the locations of external data that an ONNX file names, each once, in order.
 
     Raises:
-        BadInputError: The file is empty or not a protobuf.
+        BadInputError: The file is empty or not a protobuf, or it holds an operator that stands for an engine.
     """
     if path.stat().st_size == 0:
         raise BadInputError(f"{path} is empty")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return tuple(dict.fromkeys(raw.decode("utf-8") for raw in _locations(data)))
+            found = tuple(_found(data))
+            locations = tuple(dict.fromkeys(raw.decode("utf-8") for kind, raw in found if kind == "entry"))
         except ValueError as error:
             raise BadInputError(f"{path} is no intact ONNX file: {error}") from error
+    engines = [raw.decode() for kind, raw in found if kind == "operator" and raw in _ENGINES]
+    if engines:
+        raise BadInputError(
+            f"{path} holds {engines[0]}, which stands for a compiled engine: those are not opened from a graph"
+        )
+    return locations
 
 
 def _check_location(path: Path, location: str) -> None:
@@ -69,6 +84,8 @@ def _check_location(path: Path, location: str) -> None:
     windows = PureWindowsPath(location)
     if PurePosixPath(location).is_absolute() or windows.drive or windows.root:
         raise BadInputError(unsafe + "an absolute path: external data must lie in the model's folder")
+    if _ADDRESS in location:
+        raise BadInputError(unsafe + "which no file is called: old runtimes take it for an address in memory")
     if ".." in windows.parts:
         raise BadInputError(unsafe + "which leads outside the model's folder")
     target = path.parent / location
@@ -78,15 +95,21 @@ def _check_location(path: Path, location: str) -> None:
         raise BadInputError(unsafe + f"a link to {target.resolve()} outside the model's folder")
 
 
-def _locations(data: Buffer) -> Iterator[bytes]:
-    """Yield the value of every external_data entry called "location". Raises ValueError where the bytes make no sense."""
+def _found(data: Buffer) -> Iterator[tuple[str, bytes]]:
+    """Yield the value of every external_data entry called "location", as an "entry", and every node's type, as an "operator".
+
+    Raises ValueError where the bytes make no sense.
+    """
     stack = [("model", 0, len(data))]
     while stack:
         kind, start, end = stack.pop()
         if kind == "entry":
             entry = {number: data[first:last] for number, first, last in _messages(data, start, end)}
             if entry.get(_KEY) == b"location":
-                yield entry.get(_VALUE, b"")
+                yield kind, entry.get(_VALUE, b"")
+            continue
+        if kind == "operator":
+            yield kind, data[start:end]
             continue
         wanted = _FIELDS[kind]
         found = [
