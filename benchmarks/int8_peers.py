@@ -39,7 +39,7 @@ from deploykit.models import sources
 from deploykit.models.original import SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.judge import ORIGINAL
+from deploykit.runtime.golden import ORIGINAL
 from deploykit.runtime.latency import BenchOptions, Candidate, measure
 from deploykit.verdict import Timing
 

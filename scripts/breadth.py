@@ -37,7 +37,7 @@ from deploykit.manifest import Machine
 from deploykit.models.original import INPUT_NAME, Original, SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.judge import ORIGINAL
+from deploykit.runtime.golden import ORIGINAL
 from deploykit.verdict import Judgement, Verdict
 from deploykit.workflow.export import Exported, export_model
 from deploykit.workflow.options import ExportOptions

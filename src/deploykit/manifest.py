@@ -142,7 +142,7 @@ class GoldenRecord:
         inputs: The inputs.
         references: Outputs by who computed them: "original", "hub".
         further: What else the original is compared by: "sizes", its outputs for inputs of other sizes; "rollout", what it
-            makes of its own outputs. None where there is neither.
+            makes of its own outputs; "faults", what graphs that were made wrong answer. None where there is nothing.
     """
 
     count: int

@@ -79,7 +79,7 @@ def print_report(report: Report, sizes: dict[str, int], *, details: bool = True)
     console = out()
     console.print(terminal.table(report, sizes))
     if details:
-        for line in (*terminal.complaints(report), *terminal.repairs(report)):
+        for line in (*terminal.complaints(report), *terminal.power(report), *terminal.repairs(report)):
             console.print(line, markup=False)
 
 

@@ -10,7 +10,19 @@ from pathlib import Path
 from deploykit.artifact import Axis
 from deploykit.data.imageset import NATIVE_SIZE
 from deploykit.errors import BakedAxisError, Hint, UnsupportedError, UsageError
-from deploykit.export import adopt, calibrate, cast, probe, ranges, reference, rewrite, simplify, store, trace
+from deploykit.export import (
+    adopt,
+    calibrate,
+    cast,
+    injected_faults,
+    probe,
+    ranges,
+    reference,
+    rewrite,
+    simplify,
+    store,
+    trace,
+)
 from deploykit.export.calibrate import CalibrationOptions, CalibrationRequest
 from deploykit.export.quantize import cost, smooth
 from deploykit.export.quantize import stage as quantize
@@ -23,7 +35,7 @@ from deploykit.runtime.backends.base import get_backend
 
 #: Ids of the shared nodes; the cells' nodes are called after their artifacts.
 ORIGINAL, GOLDEN_IMAGES, GOLDEN = probe.ORIGINAL, probe.GOLDEN_IMAGES, probe.GOLDEN
-GOLDEN_OUTPUTS, HUB_OUTPUTS = "golden-outputs", "hub-outputs"
+GOLDEN_OUTPUTS, HUB_OUTPUTS, FAULTS = "golden-outputs", "hub-outputs", "injected-faults"
 EVALUATION, ANSWERS = "evaluation-images", "evaluation-answers"
 CALIBRATION, RANGES = probe.CALIBRATION, "ranges"
 
@@ -281,6 +293,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         Node(GOLDEN_OUTPUTS, asking.outputs(original), running, {"original": ORIGINAL, "golden": GOLDEN}),
         *graphs,
         Node(HUB_OUTPUTS, reference.HUB_OUTPUTS, running, {"graph": hub, "golden": GOLDEN}),
+        Node(FAULTS, injected_faults.STAGE, running, {"graph": hub, "golden": GOLDEN, "outputs": HUB_OUTPUTS}),
     ]
     if request.evaluation is not None:
         nodes.append(_images_node(EVALUATION, request.evaluation, original))

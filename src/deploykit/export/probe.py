@@ -14,6 +14,7 @@ from deploykit.errors import Hint, UnsupportedError
 from deploykit.export.reference import ImagesOptions, OutputsOptions, outputs_stage
 from deploykit.export.stage import TENSORS, Item, Node, Stage
 from deploykit.models.original import Original
+from deploykit.runtime import power
 from deploykit.runtime.backends.base import Tensors
 from deploykit.runtime.golden import Golden
 from deploykit.runtime.rollout import FURTHER, Rollout, load_sized
@@ -126,10 +127,11 @@ def golden_of(item: Item, references: Mapping[str, Tensors]) -> Golden:
 
 
 def golden_at(inputs: Path, further: Mapping[str, Path], references: Mapping[str, Tensors]) -> Golden:
-    """Read golden inputs from a file, with the files that lie beside it, by their roles in `rollout.FURTHER`."""
+    """Read golden inputs from a file, with the files that lie beside it: by roles in `rollout.FURTHER`, and `power.ROLE`."""
     return Golden(
         load_tensors(inputs),
         references,
         load_sized(further["sizes"]) if "sizes" in further else (),
         Rollout.load(further["rollout"]) if "rollout" in further else None,
+        power.load_faults(further[power.ROLE]) if power.ROLE in further else (),
     )

@@ -10,9 +10,10 @@ from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, ORIGINAL, Asked, Probe
 from deploykit.export.stage import Node
 from deploykit.models import sources
 from deploykit.models.original import IMAGES, Original
-from deploykit.runtime import judge
+from deploykit.runtime import golden
 from deploykit.runtime.batches import ask
 from deploykit.runtime.golden import Golden
+from deploykit.runtime.numeric import measured_rounding
 
 
 class ImagesProbe(Probe):
@@ -38,7 +39,9 @@ class ImagesProbe(Probe):
         crops = prepare_crops(rendered_images(images.images, asked.count, images.size), original.recipe)
         inputs = {original.input_name: normalize(crops, original.recipe)}
         with sources.open_original(original) as session:
-            return Golden(inputs, {judge.ORIGINAL: ask(session, inputs, asked.at_once).arranged()})
+            answers = ask(session, inputs, asked.at_once).arranged()
+            rounding = measured_rounding(session, inputs, asked.at_once)
+        return Golden(inputs, {golden.ORIGINAL: answers}, rounding=rounding)
 
 
 def _images(asked: Asked) -> reference.ImagesOptions:

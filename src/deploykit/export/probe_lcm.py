@@ -22,7 +22,7 @@ from deploykit.models import lcm, sources
 from deploykit.models.interface import Interface
 from deploykit.models.original import FORMS, Original
 from deploykit.models.source_lcm import SHIPPED
-from deploykit.runtime import drift, judge
+from deploykit.runtime import drift, golden
 from deploykit.runtime.backends.base import Session, Tensor
 from deploykit.runtime.batches import run_rows
 from deploykit.runtime.golden import Golden
@@ -200,7 +200,7 @@ class LcmProbe(Probe):
         """Record trajectories."""
         with sources.open_original(original) as session:
             found = record(session, original.takes, _options(asked), lambda _done, _total: None)
-        return Golden(found.inputs, {judge.ORIGINAL: found.answers}, found.sized, found.rollout)
+        return Golden(found.inputs, {golden.ORIGINAL: found.answers}, found.sized, found.rollout)
 
 
 def _options(asked: Asked) -> TrajectoryOptions:

@@ -37,6 +37,18 @@ class TorchSession(Session):
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
         return {self.outputs[0].name: _run(self._module, *feeds.values())}
 
+    def exact(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once in float64. Weights come back as they were: float64 holds every float32."""
+        assert self._module is not None, "whoever asks has the session open"  # noqa: S101
+        wide = {k: a.astype(np.float64) if a.dtype == np.float32 else a for k, a in self._checked(feeds).items()}
+        module = self._module.double()
+        try:
+            return {self.outputs[0].name: _run(module, *wide.values())}
+        except (RuntimeError, TypeError) as error:  # constants that forward makes are float32
+            raise UnsupportedError(f"this module computes in float32 alone: {str(error).splitlines()[0]}") from error
+        finally:
+            module.float()
+
     def _close(self) -> None:
         self._module = None
         gc.collect()  # modules refer to themselves, and another copy of the weights may come next

@@ -1,6 +1,7 @@
 """How far two sets of outputs lie apart. Pure numpy, float64 inside.
 
-Notation: r is the reference, c the candidate; rows are samples.
+Notation: r is the reference, c the candidate, m what r is measured about; rows are samples. Where m is the mean answer, what
+all rows share counts for nothing: a large constant can't hide that an artifact has lost what tells inputs apart.
 """
 
 from __future__ import annotations
@@ -14,18 +15,31 @@ from numpy.typing import NDArray
 #: A reference whose two best logits are nearer than this has no answer of its own (absolute, in logits).
 TIE_MARGIN = 1e-4
 
+#: An axis of more slices than this holds no channels of different meaning, such as a box's sides and its score.
+MOST_CHANNELS = 128
+#: Slices whose spreads differ by this factor have scales of their own.
+UNEVEN = 10.0
+#: Slices that vary less than this share of the one that varies most are dead, and are not asked for precision.
+DEAD = 1e-3
+
 Array = NDArray[Any]
 
 
+def mean_answer(reference: Array) -> NDArray[np.float64]:
+    """Return the mean over the rows, [1, ...]; zeros where there is one row, which varies about nothing, or none."""
+    r = np.asarray(reference, np.float64)
+    return r.mean(axis=0, keepdims=True) if len(r) > 1 else np.zeros((1, *r.shape[1:]))
+
+
 @np.errstate(all="ignore")
-def relative_max(reference: Array, candidate: Array) -> float:
-    """Return max|r - c| / max|r|; 0 where both are zero, inf where only r is, NaN where c holds one.
+def relative_max(reference: Array, candidate: Array, about: Array | float = 0.0) -> float:
+    """Return max|r - c| / max|r - m|; 0 where both are zero, inf where only r - m is, NaN where c holds one.
 
     Raises:
         ValueError: Shapes differ or there are no values.
     """
     r, c = _pair(reference, candidate)
-    peak = float(np.abs(r).max())
+    peak = float(np.abs(r - about).max())
     worst = float(np.abs(r - c).max())
     if peak == 0.0:
         return 0.0 if worst == 0.0 else (worst if np.isnan(worst) else np.inf)
@@ -33,20 +47,69 @@ def relative_max(reference: Array, candidate: Array) -> float:
 
 
 @np.errstate(all="ignore")
-def sqnr_db(reference: Array, candidate: Array) -> float:
-    """Return 10 log10(sum r^2 / sum (r - c)^2) in dB; inf where they are equal.
+def sqnr_db(reference: Array, candidate: Array, about: Array | float = 0.0) -> float:
+    """Return 10 log10(sum (r - m)^2 / sum (r - c)^2) in dB; inf where they are equal.
 
     Raises:
         ValueError: Shapes differ or there are no values.
     """
     r, c = _pair(reference, candidate)
     noise = float(np.square(r - c).sum())
-    signal = float(np.square(r).sum())
+    signal = float(np.square(r - about).sum())
     if noise == 0.0:
         return np.inf
     if signal == 0.0:
         return -np.inf
     return float(10.0 * np.log10(signal / noise))
+
+
+@np.errstate(all="ignore")
+def rows_sqnr_db(reference: Array, candidate: Array, about: Array | float = 0.0) -> NDArray[np.float64]:
+    """Return `sqnr_db` of each row, float64 [N].
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    axes = tuple(range(1, r.ndim))
+    noise, signal = np.square(r - c).sum(axis=axes), np.square(r - about).sum(axis=axes)
+    ratio = np.where(noise == 0.0, np.inf, np.where(signal == 0.0, 0.0, signal / noise))
+    decibels: NDArray[np.float64] = 10.0 * np.log10(np.asarray(ratio, np.float64))
+    return decibels
+
+
+@np.errstate(all="ignore")
+def channels_sqnr_db(reference: Array, candidate: Array, about: Array | float = 0.0) -> float | None:
+    """Return the SQNR in dB with every channel at a scale of its own, or None where all channels have about the same.
+
+    Channels are the slices of that axis, the first one apart, whose spreads differ most: a box's sides in pixels beside its
+    score in 0..1. It is 10 log10(K / sum_k noise_k / signal_k) over the K of them that vary. inf where r equals c.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    uneven: tuple[float, int] | None = None
+    for axis in range(1, r.ndim):
+        if 1 < r.shape[axis] <= MOST_CHANNELS:
+            alive = _alive(_energies(r - about, axis))
+            factor = float(np.sqrt(alive.max() / alive.min())) if alive.size else 0.0
+            uneven = max(uneven or (UNEVEN, -1), (factor, axis)) if factor >= UNEVEN else uneven
+    if uneven is None:
+        return None
+    signal, noise = _energies(r - about, uneven[1]), _energies(r - c, uneven[1])
+    varies = signal >= DEAD**2 * signal.max()
+    share = float((noise[varies] / signal[varies]).mean())
+    return float(-10.0 * np.log10(share)) if share != 0.0 else np.inf
+
+
+def _energies(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return the sum of the squares in each slice of an axis."""
+    return np.asarray(np.square(values).sum(axis=tuple(other for other in range(values.ndim) if other != axis)))
+
+
+def _alive(energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    return energies[(energies > 0.0) & (energies >= DEAD**2 * energies.max())]
 
 
 @np.errstate(all="ignore")

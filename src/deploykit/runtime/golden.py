@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from deploykit.artifact import TensorSpec
 from deploykit.runtime.backends.base import Tensor, Tensors
 from deploykit.runtime.batches import CHUNK
+from deploykit.runtime.power import InjectedFault
 from deploykit.runtime.rollout import Rollout, Sized
 
+#: Who computed reference outputs: the original, and the simplified fp32 graph in ONNX Runtime.
+ORIGINAL, HUB = "original", "hub"
 #: Sizes that a dynamic axis is run at; the traced one is left out, so that at least three remain.
 AXIS_SIZES = (1, 3, 5, 8)
 #: The same where a row is a diffusion model's, which takes seconds and a gigabyte.
@@ -28,12 +31,16 @@ class Golden:
             `deploykit.runtime.batches.Answered.arrange` makes them, [G, ...] where they have rows.
         sized: Inputs of other sizes of open axes, with the original's outputs.
         rollout: How outputs become the next inputs, where the model is asked again and again.
+        faults: What wrong graphs answer to them; empty where that is not on record.
+        rounding: By output, the mean square of what float32 rounds of the original's; empty where it was not measured.
     """
 
     inputs: Tensors
     references: Mapping[str, Tensors]
     sized: tuple[Sized, ...] = ()
     rollout: Rollout | None = None
+    faults: tuple[InjectedFault, ...] = ()
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

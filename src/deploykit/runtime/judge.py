@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +14,14 @@ from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
 from deploykit.runtime import drift, gate
 from deploykit.runtime.axes import judge_axes
-from deploykit.runtime.backends.base import Session, Tensor
+from deploykit.runtime.backends.base import Session
 from deploykit.runtime.batches import CHUNK, Answered, MismatchError, ask, check_names, paired, run_rows
-from deploykit.runtime.golden import Golden, feeds_of
+from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
+from deploykit.runtime.numeric import Subject, numeric_gates, rounding_of
+from deploykit.runtime.power import power_gates, shares
 from deploykit.runtime.rollout import Rollout
 from deploykit.verdict import Budget, GateResult, Judgement, Verdict, grade_of
 
-ORIGINAL, HUB = "original", "hub"
 #: Where a file says what precision it was made in.
 PRECISION_KEY = "deploykit.precision"
 
@@ -120,7 +120,7 @@ def _measure(
     # Each check runs though one before it crashed: a baked axis breaks the golden inputs too, and must be called by its name.
     crashes = [
         _crash(lambda: _judge_golden(session, brief, budget, (gates, metrics))),
-        _crash(lambda: gates.extend(judge_axes(session, golden, budget, brief.axes, skipped))),
+        _crash(lambda: gates.extend(judge_axes(session, golden, budget, brief.axes, skipped, _least(metrics)))),
     ]
     if budget.int8_share is not None:
         least = budget.int8_share
@@ -131,6 +131,11 @@ def _measure(
     elif brief.without_evaluation:
         skipped.append(f"task gates: {brief.without_evaluation}")
     return tuple(gates), metrics, tuple(skipped), next((text for text in crashes if text), "")
+
+
+def _least(metrics: Mapping[str, float]) -> float:
+    """Return the SQNR from the original of the output that has least, dB; inf where none was measured."""
+    return min((value for key, value in metrics.items() if key.partition(":")[0] == "sqnr_db"), default=float("inf"))
 
 
 def _crash(check: Callable[[], None]) -> str:
@@ -157,6 +162,9 @@ def _judge_golden(
     traced = brief.axes.get(first.name) if isinstance(first, Axis) else None
     answered = ask(session, golden.inputs, golden.rows(traced))
     problems = [*_compared(answered, golden, budget, into)]
+    if golden.faults:
+        into[0].extend(power_gates(golden.faults, budget))
+        into[1].update(shares(golden.faults, budget))
     if golden.rollout is not None:
         _judge_rollout(session, golden, golden.rollout, budget, into, answered)
     if problems:
@@ -168,78 +176,20 @@ def _compared(
 ) -> Iterator[str]:
     """Compare every output with each reference's; yield what is in the way, which keeps none of the others from it."""
     gates, metrics = into
+    rounding = rounding_of(golden.references, golden.rounding)
     for reference, expected in golden.references.items():
         try:
             check_names(expected, answered.pieces)
         except MismatchError as error:
             yield str(error)
         for name, array in expected.items():
-            subject = Subject(reference, name, is_first=name == next(iter(expected)), is_only=len(expected) == 1)
+            is_first, is_only = name == next(iter(expected)), len(expected) == 1
+            subject = Subject(reference, name, is_first=is_first, is_only=is_only, rounding=rounding.get(name, 0.0))
             try:
                 if name in answered.pieces:
                     gates += numeric_gates(*paired(name, array, answered.like(name, array)), budget, subject, metrics)
             except MismatchError as error:
                 yield str(error)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compared with what.
-
-    Attributes:
-        reference: "original" or "hub".
-        name: The output's.
-        is_first: It is the first output.
-        is_only: There is no other one.
-    """
-
-    reference: str
-    name: str
-    is_first: bool = True
-    is_only: bool = True
-
-    @property
-    def output(self) -> str | None:
-        """Its name where gates have to tell it from others."""
-        return None if self.is_only else self.name
-
-    def key(self, metric: str) -> str:
-        """Return the name of a metric among all numbers: of the first output its own, of others with the output's."""
-        told = metric if self.reference == ORIGINAL else f"{metric}_from_{self.reference}"
-        return told if self.is_first else f"{told}:{self.name}"
-
-
-def numeric_gates(
-    expected: Tensor, found: Tensor, budget: Budget, subject: Subject, metrics: dict[str, float]
-) -> Iterator[GateResult]:
-    """Yield the gates of one output; its numbers are left in `metrics`.
-
-    Args:
-        expected: The reference's, [N, ...].
-        found: Of the same shape.
-        budget: What may be lost.
-        subject: What is compared with what.
-        metrics: Every number by name.
-
-    Raises:
-        ValueError: Shapes differ or there are no values.
-    """
-    n = len(expected)
-    result = partial(gate.numeric_gate, reference=subject.reference, n=n, output=subject.output)
-    if gate.is_counted(expected):
-        share = metrics[subject.key("equal")] = drift.share_equal(expected, found)
-        yield result("equal", share, gate.least_equal(budget), higher_is_better=True)
-        return
-    yield result("finite", float(drift.is_finite(found)), 1.0, higher_is_better=True)
-    measured = {
-        "relative_max": (drift.relative_max(expected, found), budget.relative_max, False),
-        "sqnr_db": (drift.sqnr_db(expected, found), budget.sqnr_db, True),
-        "cosine": (drift.cosine_min(expected, found), budget.cosine, True),
-    }
-    for metric, (value, bound, higher) in measured.items():
-        metrics[subject.key(metric)] = value
-        if bound is not None:
-            yield result(metric, value, bound, higher_is_better=higher)
 
 
 def _judge_rollout(
@@ -254,7 +204,8 @@ def _judge_rollout(
     gates, metrics = into
     (name, expected), *_ = golden.references[ORIGINAL].items()
     found = answered.like(name, expected)
-    steps = [drift.sqnr_db(expected[rows], found[rows]) for rows in map(rollout.rows, range(rollout.steps))]
+    about = drift.mean_answer(expected)
+    steps = [drift.sqnr_db(expected[rows], found[rows], about) for rows in map(rollout.rows, range(rollout.steps))]
     latents = rollout.play(lambda feeds: run_rows(session, feeds, golden.rows(None))[name], golden.inputs)
     metrics |= {f"sqnr_db_step_{number}": value for number, value in enumerate(steps, start=1)}
     metrics["latent_psnr_db"] = drift.psnr_db(rollout.latents, latents)

@@ -23,7 +23,8 @@ from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
 from deploykit.models.family import get_family
 from deploykit.models.original import Original
-from deploykit.runtime import judge
+from deploykit.runtime import power
+from deploykit.runtime.golden import HUB, ORIGINAL
 from deploykit.runtime.rollout import FURTHER
 from deploykit.verdict import Refusal, Repair
 from deploykit.workflow import measure
@@ -102,7 +103,7 @@ class Assembly:
 
     def golden(self) -> GoldenRecord:
         """Name the golden tensors."""
-        made = {"inputs": plans.GOLDEN, judge.ORIGINAL: plans.GOLDEN_OUTPUTS, judge.HUB: plans.HUB_OUTPUTS}
+        made = {"inputs": plans.GOLDEN, ORIGINAL: plans.GOLDEN_OUTPUTS, HUB: plans.HUB_OUTPUTS}
         records = {
             role: self.put(f"golden/{role}", {".npz": self.items[node].path(TENSORS)})[0] for role, node in made.items()
         }
@@ -112,8 +113,10 @@ class Assembly:
             for role, name in FURTHER.items()
             if golden.has(name)
         }
+        faults = self.items[plans.FAULTS].path(power.FILE)
+        further |= {power.ROLE: self.put(f"golden/{power.ROLE}", {".npz": faults})[0]}
         facts = golden.facts
-        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records, further or None)
+        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records, further)
 
     def evaluation(self) -> EvaluationRecord | None:
         """Name the original's answers, where there were labelled images."""

@@ -12,9 +12,8 @@ from deploykit.bundle import load_tensors
 from deploykit.errors import DeploykitError, Hint, MissingComponentError, UnsupportedError
 from deploykit.manifest import Manifest
 from deploykit.models.original import FORMS, Original, SourceOptions
-from deploykit.runtime import judge
 from deploykit.runtime.backends.base import get_backend
-from deploykit.runtime.golden import Golden, feeds_of
+from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
 from deploykit.verdict import Report, Timing
 from deploykit.workflow.devices import runs_on
@@ -104,7 +103,7 @@ def bench(
     gates = [
         gate
         for timing in timings
-        if timing.candidate != judge.ORIGINAL
+        if timing.candidate != ORIGINAL
         for gate in (
             speed_gate(timing, budget.min_speedup) if budget.min_speedup is not None else None,
             ceiling_gate(timing, budget.max_ms) if budget.max_ms is not None else None,
@@ -112,7 +111,7 @@ def bench(
         if gate is not None
     ]
     reason = refused.message if refused is not None else _lacking(original)
-    without = [f"{judge.ORIGINAL}: not timed: {reason}"] if reason else []
+    without = [f"{ORIGINAL}: not timed: {reason}"] if reason else []
     return Report(
         str(opened.root), timings=timings, latency=tuple(gates), untimed=(*untimed(asked), *refusals, *without)
     )
@@ -160,7 +159,7 @@ def time_beside_original(
         [*baselines, *candidates],
         lambda specs: feeds_of(specs, golden, options.batch or 1),
         options,
-        baseline=judge.ORIGINAL if baselines else None,
+        baseline=ORIGINAL if baselines else None,
         progress=progress,
         refused=refused,
     )
@@ -175,5 +174,5 @@ def _lacking(original: Original | None) -> str:
 
 def _baselines(model: str, run: RunConfig, candidates: list[Candidate]) -> list[Candidate]:
     devices = dict.fromkeys(candidate.run.device for candidate in candidates)
-    found = [Candidate(judge.ORIGINAL, model, run.on(device)) for device in devices if is_timed(run.on(device))]
-    return found or [Candidate(judge.ORIGINAL, model, run)]
+    found = [Candidate(ORIGINAL, model, run.on(device)) for device in devices if is_timed(run.on(device))]
+    return found or [Candidate(ORIGINAL, model, run)]

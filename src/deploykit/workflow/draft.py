@@ -13,8 +13,9 @@ from deploykit.export.target import Target
 from deploykit.manifest import Machine
 from deploykit.models.family import Family
 from deploykit.models.original import Original
-from deploykit.runtime import judge
+from deploykit.runtime import power
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.golden import HUB, ORIGINAL
 from deploykit.workflow import measure
 from deploykit.workflow.bench import is_timed
 from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
@@ -112,8 +113,9 @@ class Draft:
             inputs = {
                 "artifact": name,
                 "golden": plan.GOLDEN,
-                judge.ORIGINAL: plan.GOLDEN_OUTPUTS,
-                judge.HUB: plan.HUB_OUTPUTS,
+                ORIGINAL: plan.GOLDEN_OUTPUTS,
+                HUB: plan.HUB_OUTPUTS,
+                power.ROLE: plan.FAULTS,
             }
             if request.evaluation is not None:
                 inputs |= {"images": plan.EVALUATION, "answers": plan.ANSWERS}

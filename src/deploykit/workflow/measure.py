@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +19,13 @@ from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspac
 from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
-from deploykit.runtime import judge
+from deploykit.runtime import judge, power
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.drift import Answers
-from deploykit.runtime.golden import Golden
+from deploykit.runtime.golden import HUB, ORIGINAL, Golden
 from deploykit.runtime.latency import BenchOptions, Candidate
+from deploykit.runtime.power import load_faults
 from deploykit.verdict import Budget, Judgement, Timing
 from deploykit.workflow.bench import time_beside_original
 
@@ -61,14 +62,16 @@ class JudgeOptions:
 
 
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
-    references = {name: load_outputs(inputs[name].path(TENSORS)) for name in (judge.ORIGINAL, judge.HUB)}
+    references = {name: load_outputs(inputs[name].path(TENSORS)) for name in (ORIGINAL, HUB)}
     evaluation = None
     if "images" in inputs and options.preprocess is not None:
         answers = Answers(**load_tensors(inputs["answers"].path(ANSWERS)))
         crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")
         evaluation = judge.Evaluation(crops, answers, options.preprocess)
     brief = judge.Brief(
-        golden=golden_of(inputs["golden"], references),
+        golden=replace(
+            golden_of(inputs["golden"], references), faults=load_faults(inputs[power.ROLE].path(power.FILE))
+        ),
         budgets=options.budgets,
         axes=options.axes,
         evaluation=evaluation,
@@ -83,13 +86,13 @@ def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts
     return {"verdict": found.verdict.value}
 
 
-_NUMERIC = {"artifact": "artifact", "golden": "tensors", judge.ORIGINAL: "tensors", judge.HUB: "tensors"}
+_NUMERIC = {"artifact": "artifact", "golden": "tensors", ORIGINAL: "tensors", HUB: "tensors", power.ROLE: "tensors"}
 
 
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
     """Return the stage that judges in this RunConfig, with labelled images or without."""
     takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
-    return Stage("judge", 4, takes, "judgement", (get_backend(run.backend).module,), _judge)
+    return Stage("judge", 6, takes, "judgement", (get_backend(run.backend).module,), _judge)
 
 
 @dataclass(frozen=True)

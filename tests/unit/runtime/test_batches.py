@@ -17,8 +17,9 @@ from deploykit.artifact import RunConfig
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Session, Tensor, get_backend
 from deploykit.runtime.batches import MismatchError, ask, check_names, load_outputs, paired, run_rows, save_outputs
-from deploykit.runtime.golden import Golden
+from deploykit.runtime.golden import ORIGINAL, Golden
 from deploykit.runtime.judge import Brief
+from deploykit.runtime.numeric import Subject, numeric_gates
 from deploykit.verdict import Budget, Judgement, Report, Verdict
 
 RUN = RunConfig("onnxruntime", precision="f32", threads=1)
@@ -66,7 +67,7 @@ def opened(model: str) -> Session:
 
 def golden_of(model: str, size: int) -> Golden:
     with opened(model) as session:
-        return Golden({"x": INPUTS}, {judge.ORIGINAL: ask(session, {"x": INPUTS}, size).arranged()})
+        return Golden({"x": INPUTS}, {ORIGINAL: ask(session, {"x": INPUTS}, size).arranged()})
 
 
 def judged(model: str, golden: Golden, **axes: int) -> Judgement:
@@ -167,9 +168,9 @@ def test_another_number_of_rows_found_is_a_failure_that_tells_both_shapes(tmp_pa
 def test_other_outputs_fail_by_name(tmp_path: Path, wanted: tuple[str, ...], words: str) -> None:
     model = save(tmp_path / "m.onnx", 1)
     golden = golden_of(model, 1)
-    known = golden.references[judge.ORIGINAL]
+    known = golden.references[ORIGINAL]
     told = {name: known.get(name, known["top"]) for name in wanted}
-    found = judged(model, Golden(golden.inputs, {judge.ORIGINAL: told}))
+    found = judged(model, Golden(golden.inputs, {ORIGINAL: told}))
     assert exit_code(found) == 3
     assert found.reason.startswith(words)
     with pytest.raises(MismatchError, match=words):
@@ -178,7 +179,7 @@ def test_other_outputs_fail_by_name(tmp_path: Path, wanted: tuple[str, ...], wor
 
 def test_a_reference_asked_at_another_size_serves_outputs_with_rows(tmp_path: Path) -> None:
     golden = golden_of(save(tmp_path / "m.onnx", 1), 1)
-    only = {judge.ORIGINAL: {"top": golden.references[judge.ORIGINAL]["top"]}}
+    only = {ORIGINAL: {"top": golden.references[ORIGINAL]["top"]}}
     found = judged(save(tmp_path / "two.onnx", 2), Golden(golden.inputs, only))
     assert not [gate for gate in found.gates if gate.verdict is Verdict.FAIL]
     found = judged(save(tmp_path / "two.onnx", 2), golden)
@@ -231,6 +232,6 @@ def test_any_single_value_beyond_the_budget_is_caught(expected: dict[str, Tensor
     flat[place] += 1 if piece.dtype.kind == "i" else 2.0 * 1e-4 * peak * data.draw(st.sampled_from([1.0, -1.0, 50.0]))
     gates: list[Any] = []
     for key, array in expected.items():
-        subject = judge.Subject(judge.ORIGINAL, key, is_only=False)
-        gates += judge.numeric_gates(*paired(key, array, found[key]), STRICT, subject, {})
+        subject = Subject(ORIGINAL, key, is_only=False)
+        gates += numeric_gates(*paired(key, array, found[key]), STRICT, subject, {})
     assert {gate.output for gate in gates if gate.verdict is Verdict.FAIL} == {name}

@@ -13,11 +13,14 @@ from deploykit.runtime.drift import (
     TIE_MARGIN,
     Answers,
     Array,
+    channels_sqnr_db,
     classify,
     cosine_min,
     is_finite,
+    mean_answer,
     psnr_db,
     relative_max,
+    rows_sqnr_db,
     sqnr_db,
 )
 
@@ -203,3 +206,85 @@ def test_answers_refuse_shapes_that_do_not_fit(logits: tuple[int, ...], labels: 
 def test_classify_refuses_shapes_that_do_not_fit(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"logits must be \[3, |empty"):
         classify(Answers.of(np.zeros((3, 2)), np.zeros(3, np.int64)), np.zeros(shape, np.float32))
+
+
+@given(pairs(), st.floats(-1e4, 1e4, width=32))
+def test_about_the_mean_answer_what_rows_share_counts_for_nothing(pair: tuple[Array, Array], offset: float) -> None:
+    r, c = (array.astype(np.float64) for array in pair)
+    assume(len(r) > 1 and np.ptp(r, axis=0).max() > 1e-3)
+    moved = r + offset, c + offset
+    for metric in (relative_max, sqnr_db):
+        expected = metric(r, c, mean_answer(r))
+        assert metric(*moved, mean_answer(moved[0])) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_a_large_constant_hides_drift_from_raw_metrics_alone() -> None:
+    varying = np.random.default_rng(0).standard_normal((16, 10))
+    reference, candidate = 1000 + varying, 1000 + 1.05 * varying
+    assert sqnr_db(reference, candidate) > 80
+    assert sqnr_db(reference, candidate, mean_answer(reference)) == pytest.approx(26, abs=1)
+    assert relative_max(reference, candidate) < 1e-3
+    assert relative_max(reference, candidate, mean_answer(reference)) == pytest.approx(0.05, abs=0.01)
+
+
+def test_one_row_varies_about_nothing() -> None:
+    row = np.asarray([[3.0, 4.0]])
+    assert np.array_equal(mean_answer(row), np.zeros((1, 2)))
+    assert np.array_equal(mean_answer(np.empty((0, 2))), np.zeros((1, 2)))
+
+
+@given(pairs())
+def test_each_row_is_measured_as_if_it_were_alone(pair: tuple[Array, Array]) -> None:
+    r, c = pair
+    assert rows_sqnr_db(r, c).shape == (len(r),)
+    assert rows_sqnr_db(r, c).tolist() == pytest.approx([sqnr_db(r[i : i + 1], c[i : i + 1]) for i in range(len(r))])
+
+
+def boxes(rows: int = 8) -> Array:
+    """Return boxes of four sides in pixels and a score, [rows, 20, 5]."""
+    random = np.random.default_rng(0)
+    sides, score = random.uniform(0, 640, (rows, 20, 4)), random.uniform(0, 1, (rows, 20, 1))
+    return np.concatenate([sides, score], axis=2)
+
+
+def test_a_lost_channel_of_small_scale_is_seen() -> None:
+    reference = boxes()
+    candidate = reference.copy()
+    candidate[..., 4] = reference[..., 4].mean()
+    about = mean_answer(reference)
+    assert sqnr_db(reference, candidate, about) > 50
+    found = channels_sqnr_db(reference, candidate, about)
+    assert found is not None
+    assert 5 < found < 8  # one of five channels is all noise: 10 log10(5)
+
+
+def test_channels_of_one_scale_need_no_metric_of_their_own() -> None:
+    reference = np.random.default_rng(0).standard_normal((8, 12))
+    assert channels_sqnr_db(reference, reference + 0.01) is None
+    assert channels_sqnr_db(np.zeros((4, 3)), np.ones((4, 3))) is None
+
+
+def test_dead_channels_are_not_asked_for_precision() -> None:
+    reference = boxes()
+    reference[..., 4] *= 1e-6
+    candidate = reference.copy()
+    candidate[..., 4] += 1e-5
+    assert channels_sqnr_db(reference, candidate, mean_answer(reference)) is None
+
+
+def test_equal_channels_are_infinitely_near() -> None:
+    assert channels_sqnr_db(boxes(), boxes()) == math.inf
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 4))
+def test_the_scale_of_a_channel_does_not_matter_where_each_has_its_own(scale: float, channel: int) -> None:
+    noise = np.random.default_rng(1).standard_normal((8, 20, 5)) * np.asarray([1, 1, 1, 1, 1e-3])
+    reference, candidate = boxes(), boxes() + noise
+    before = channels_sqnr_db(reference, candidate, mean_answer(reference))
+    factors = np.ones(5)
+    factors[channel] = scale if channel < 4 else min(scale, 50.0)
+    after = channels_sqnr_db(reference * factors, candidate * factors, mean_answer(reference * factors))
+    assert before is not None
+    alive = np.abs(np.log10(np.asarray([185, 185, 185, 185, 0.29]) * factors / max(185 * factors.max(), 1))).max() < 2.9
+    if after is not None and alive:
+        assert after == pytest.approx(before, abs=0.5)

@@ -17,7 +17,7 @@ from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Session, get_backend
 from deploykit.runtime.batches import run_rows
 from deploykit.runtime.drift import Answers
-from deploykit.runtime.golden import Golden, feeds_of
+from deploykit.runtime.golden import HUB, ORIGINAL, Golden, feeds_of
 from deploykit.runtime.judge import Brief, Evaluation
 from deploykit.verdict import Budget, GateKind, Judgement, Report, Verdict
 
@@ -118,7 +118,7 @@ def rows_see_each_other(nodes: list[Node], constants: dict[str, NDArray[Any]]) -
 
 
 def brief(budget: Budget = STRICT, **changes: Any) -> Brief:
-    golden = Golden({"input": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)}})
+    golden = Golden({"input": INPUTS}, {ORIGINAL: {"logits": reference(INPUTS)}})
     return dataclasses.replace(Brief(golden, {"f32": budget}), **changes)
 
 
@@ -141,17 +141,17 @@ def test_a_faithful_model_passes_whatever_its_batch(tmp_path: Path, batch: int |
     assert gates(found, Verdict.PASS) >= {"finite", "relative_max", "sqnr_db", "cosine"}
     assert found.ran is not None
     assert found.ran.device == "CPUExecutionProvider"
-    assert set(found.metrics) == {"relative_max", "sqnr_db", "cosine"}
+    told = {"relative_max_raw", "sqnr_db_raw", "sqnr_db_median", "sqnr_db_worst"}
+    assert set(found.metrics) == {"relative_max", "sqnr_db", "cosine"} | told
 
 
 def test_drift_from_the_hub_is_measured_beside_that_from_the_original(tmp_path: Path) -> None:
     logits = reference(INPUTS)
-    golden = Golden(
-        {"input": INPUTS}, {judge.ORIGINAL: {"logits": logits}, judge.HUB: {"logits": logits * np.float32(2)}}
-    )
+    golden = Golden({"input": INPUTS}, {ORIGINAL: {"logits": logits}, HUB: {"logits": logits * np.float32(2)}})
     found = judged(save(tmp_path / "m.onnx", batch=1), brief(golden=golden))
-    assert {gate.reference for gate in found.gates if gate.verdict is Verdict.FAIL} == {judge.HUB}
-    assert found.metrics["relative_max_from_hub"] == pytest.approx(0.5, abs=1e-5)
+    assert {gate.reference for gate in found.gates if gate.verdict is Verdict.FAIL} == {HUB}
+    spread = np.abs(2 * (logits - logits.mean(axis=0))).max()
+    assert found.metrics["relative_max_from_hub"] == pytest.approx(np.abs(logits).max() / spread, abs=1e-5)
     assert found.metrics["relative_max"] < 1e-5
 
 
@@ -161,8 +161,11 @@ def test_one_changed_weight_fails_as_drift(tmp_path: Path) -> None:
     found = judged(save(tmp_path / "m.onnx", weights=weights), brief(axes={"batch": TRACED}))
     assert (found.verdict, code(found)) == (Verdict.FAIL, 3)
     assert gates(found, Verdict.FAIL) == {"relative_max", "sqnr_db", "cosine"}
-    worst = np.abs(reference(INPUTS) - reference(INPUTS, weights)).max() / np.abs(reference(INPUTS)).max()
-    assert found.metrics["relative_max"] == pytest.approx(worst, rel=1e-3)
+    worst, answers = np.abs(reference(INPUTS) - reference(INPUTS, weights)).max(), reference(INPUTS)
+    assert found.metrics["relative_max"] == pytest.approx(
+        worst / np.abs(answers - answers.mean(axis=0)).max(), rel=1e-3
+    )
+    assert found.metrics["relative_max_raw"] == pytest.approx(worst / np.abs(answers).max(), rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -192,13 +195,13 @@ def test_an_output_of_another_name_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("golden", "words"),
     [
-        (Golden({"pixels": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), "takes inputs"),
-        (Golden({"input": INPUTS.astype(np.float64)}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), "float32"),
-        (Golden({"input": INPUTS}, {judge.ORIGINAL: {"logits": reference(INPUTS)[:-1]}}), "shapes differ"),
-        (Golden({"input": INPUTS[:0]}, {judge.ORIGINAL: {"logits": reference(INPUTS[:0])}}), ""),
-        (Golden({}, {judge.ORIGINAL: {"logits": reference(INPUTS)}}), ""),
+        (Golden({"pixels": INPUTS}, {ORIGINAL: {"logits": reference(INPUTS)}}), "takes inputs"),
+        (Golden({"input": INPUTS.astype(np.float64)}, {ORIGINAL: {"logits": reference(INPUTS)}}), "float32"),
+        (Golden({"input": INPUTS}, {ORIGINAL: {"logits": reference(INPUTS)[:-1]}}), "shapes differ"),
+        (Golden({"input": INPUTS[:0]}, {ORIGINAL: {"logits": reference(INPUTS[:0])}}), ""),
+        (Golden({}, {ORIGINAL: {"logits": reference(INPUTS)}}), ""),
         (Golden({"input": INPUTS}, {}), ""),
-        (Golden({"input": INPUTS}, {judge.ORIGINAL: {}}), ""),
+        (Golden({"input": INPUTS}, {ORIGINAL: {}}), ""),
     ],
     ids=["input name", "dtype", "rows", "no rows", "no inputs", "no references", "no outputs"],
 )
@@ -228,7 +231,7 @@ def test_a_dynamic_batch_runs_at_sizes_that_were_not_traced(tmp_path: Path, trac
 
 @pytest.mark.parametrize("rows", [TRACED, ROWS])
 def test_a_batch_baked_into_a_reshape_is_told_by_its_axis(tmp_path: Path, rows: int) -> None:
-    golden = Golden({"input": INPUTS[:rows]}, {judge.ORIGINAL: {"logits": reference(INPUTS[:rows])}})
+    golden = Golden({"input": INPUTS[:rows]}, {ORIGINAL: {"logits": reference(INPUTS[:rows])}})
     found = judged(save(tmp_path / "m.onnx", add=baked), brief(golden=golden, axes={"batch": TRACED}))
     failed = [gate for gate in found.gates if gate.verdict is Verdict.FAIL]
     assert {gate.metric for gate in failed} >= {"batch=1", "batch=3", "batch=5", "batch=8"}

@@ -97,6 +97,14 @@ class Session(ABC):
         """
         raise UnsupportedError(f"{self.ran.backend} doesn't tell in which precision its layers run: {sorted(feeds)}")
 
+    def exact(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once in float64 throughout, which shows what float32 rounds. Takes what `infer` does and answers in float64.
+
+        Raises:
+            UnsupportedError: This runtime or this model can't.
+        """
+        raise UnsupportedError(f"{self.ran.backend} doesn't compute in float64: {sorted(feeds)}")
+
     def phases(self, feeds: Mapping[str, Tensor], iterations: int) -> dict[str, Nanoseconds]:  # noqa: ARG002 - none here
         """Return how long each part of `iterations` inferences took, (iterations,) each, by name; {} where it has no parts."""
         self._checked(feeds)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from deploykit.artifact import RunConfig
 from deploykit.manifest import Manifest
+from deploykit.runtime.power import DETECTED, RESOLVED, TOLD
 from deploykit.texts import one_line
 from deploykit.verdict import PHASES, GateKind, GateResult, Judgement, Report, Timing, Verdict
 
@@ -42,6 +43,9 @@ UNITS = {
     "sqnr_db": "dB",
     "step_sqnr_db": "dB",
     "latent_psnr_db": "dB",
+    "channels_sqnr_db": "dB",
+    RESOLVED: "%",
+    DETECTED: "%",
     "agreement": "%",
     "equal": "%",
     "accuracy_drop": "pp",
@@ -262,6 +266,20 @@ def unsure(report: Report) -> Iterator[str]:
         found = (timing.speedup.doubts if timing.speedup is not None else None) or timing.doubts
         if found:
             yield f"? {timing.candidate} ({_short_run(timing.run)}): timing is unsure: {'; '.join(found)}"
+
+
+def power(report: Report) -> Iterator[str]:
+    """Yield a line that says what the gates of each artifact would have caught, where that was measured."""
+    _, names = names_of(report)
+    told: dict[str, str] = {}
+    for judgement in report.judgements:
+        shares = [judgement.metrics.get(name) for name in TOLD]
+        if judgement.artifact not in told and None not in shares:
+            small, gross = (f"{share:.0%}".replace("%", " %") for share in shares if share is not None)
+            told[judgement.artifact] = f"{names.get(judgement.artifact, judgement.artifact)} {small} and {gross}"
+    if told:
+        first, second = TOLD.values()
+        yield f"power   of {first} and {second} the gates catch: {'; '.join(told.values())}"
 
 
 def repairs(report: Report) -> Iterator[str]:
