@@ -74,7 +74,7 @@ class Change:
 
 
 def _scaled(values: Array, _axis: int) -> Array:
-    return values * np.float32(1.05)
+    return (values * np.float32(1.05)).astype(values.dtype)
 
 
 def _shifted(values: Array, axis: int) -> Array:
@@ -106,7 +106,7 @@ def _swapped(values: Array, axis: int) -> Array:
     return changed
 
 
-_CHANGES: Final[Mapping[str, Callable[[Array, int], Array]]] = {
+CHANGES: Final[Mapping[str, Callable[[Array, int], Array]]] = {
     power.SCALED: _scaled,
     power.SHIFTED: _shifted,
     power.ZEROED: _zeroed,
@@ -118,14 +118,19 @@ _CHANGES: Final[Mapping[str, Callable[[Array, int], Array]]] = {
 _IN_TURN: Final = (power.ZEROED, power.DOUBLED, power.BIASED)
 
 
-def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Return the nodes whose weights are float32 initializers of two axes or more, in the graph's order, each weight once."""
+def layers_of(model: onnx.ModelProto, dtype: str = "FLOAT") -> tuple[Layer, ...]:
+    """Return the nodes whose weights are initializers of two axes or more, in the graph's order, each weight once.
+
+    Args:
+        model: The graph.
+        dtype: ONNX's name of the weights' type.
+    """
     import onnx
 
     floats = {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims
+        if tensor.data_type == onnx.TensorProto.DataType.Value(dtype) and tensor.dims
     }
     found: dict[str, Layer] = {}
     for node in model.graph.node:
@@ -225,7 +230,7 @@ def _run(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts
                 answers = Answers.of(outputs, rows, session.infer({**_at(golden, rows), **weights}))
                 for turn, change in enumerate(changes):
                     rows = _rows(session, golden, size, turn)
-                    made = _CHANGES[change.kind](weights[change.tensor], change.axis)
+                    made = CHANGES[change.kind](weights[change.tensor], change.axis)
                     found = session.infer({**_at(golden, rows), **weights, change.tensor: made})
                     faults.append(answers.compare(change, rows, found))
                     workspace.progress(turn + 1, len(changes))

@@ -37,7 +37,7 @@ class TorchSession(Session):
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
         return {self.outputs[0].name: _run(self._module, *feeds.values())}
 
-    def exact(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def infer_float64(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once in float64. Weights come back as they were: float64 holds every float32."""
         assert self._module is not None, "whoever asks has the session open"  # noqa: S101
         wide = {k: a.astype(np.float64) if a.dtype == np.float32 else a for k, a in self._checked(feeds).items()}

@@ -117,7 +117,7 @@ def test_output_channels_of_each_operator() -> None:
 def test_each_change_changes_what_it_says() -> None:
     values = RANDOM.standard_normal((4, 3)).astype(np.float32)
     before = values.copy()
-    change = injected_faults._CHANGES
+    change = injected_faults.CHANGES
     assert np.array_equal(change[SCALED](values, 0), values * np.float32(1.05))
     assert np.array_equal(change[SHIFTED](values, 1)[:, 1:], values[:, :-1])
     assert not change[ZEROED](values, 1)[:, 1].any()

@@ -97,7 +97,7 @@ class Session(ABC):
         """
         raise UnsupportedError(f"{self.ran.backend} doesn't tell in which precision its layers run: {sorted(feeds)}")
 
-    def exact(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def infer_float64(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once in float64 throughout, which shows what float32 rounds. Takes what `infer` does and answers in float64.
 
         Raises:
