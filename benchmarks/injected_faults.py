@@ -2,9 +2,9 @@
 
     python benchmarks/injected_faults.py [MODEL ...] [--out docs/results/injected_faults.md]
 
-Each network is exported to ONNX in float32 and float16. In twelve layers of each file one tensor at a time is made wrong, and
-the file is judged as `verify` does, without labelled images. What the fault does is measured apart, on 64 images that no golden
-input is among: it counts where the SQNR there is worse than the budget. The full-size networks have seeded weights.
+Each network is exported to ONNX in float32 and float16. In twelve layers of each file one tensor at a time is made wrong,
+and the file is judged as `verify` does, without labelled images. What the fault does is measured apart, on 64 images that no
+golden input is among: it counts where the SQNR there is worse than the budget. The full-size networks have seeded weights.
 """
 
 from __future__ import annotations
