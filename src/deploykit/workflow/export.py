@@ -100,6 +100,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         table=_table(options),
         profiles=_profiles(options.profile),
         capabilities=tuple(sorted(set(options.sm))),
+        opset=options.opset,
     )
     draft = Draft(original, request, options)
     whole = draft.whole()
@@ -369,6 +370,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--dynamic {shlex.quote(axis)}" for axis in options.dynamic]
     words += [f"--profile {shlex.quote(profile)}" for profile in options.profile]
     words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
+    words += [f"--opset {options.opset}"] if options.opset is not None else []
     words += [f"--data {shlex.quote(options.data)}"] if options.data else []
     words += [f"--calib {shlex.quote(options.calib)}"] if options.calib else []
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []
