@@ -65,7 +65,8 @@ class Cell:
 class ImagesRequest:
     """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own.
 
-    `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes.
+    `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes; those that
+    are `prepared` are inputs already.
     """
 
     images: str
@@ -73,6 +74,7 @@ class ImagesRequest:
     count: int | None
     size: int = NATIVE_SIZE
     labelled: bool = True
+    prepared: bool = False
 
 
 #: Of a part of an axis: the least, the usual and the largest size.
@@ -500,4 +502,5 @@ def _images_options(request: ImagesRequest, original: Original) -> reference.Ima
         request.size,
         original.labels if request.labelled else (),
         original.recipe,
+        request.prepared,
     )

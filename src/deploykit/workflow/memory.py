@@ -15,7 +15,7 @@ from deploykit import optional, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError
 from deploykit.export.cache import Cache
-from deploykit.models import sources
+from deploykit.models import shards, sources
 from deploykit.models.original import Original, SourceOptions
 
 FOLDER = "originals"
@@ -56,7 +56,7 @@ def _read(path: Path) -> Original | None:
     try:
         original = serde.from_json(Original, json.loads(path.read_bytes()), "original")
         weights = Path(original.weights_file)
-        is_current = not original.weights_file or sha256_of(weights) == original.weights_sha256
+        is_current = not original.weights_file or shards.digest_of(weights) == original.weights_sha256
     except (OSError, ValueError, BadInputError):
         return None
     return original if is_current else None
