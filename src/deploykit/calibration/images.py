@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import serde
+from deploykit import paths, serde
 from deploykit.arrays import SUFFIX, Header, check_archive
 from deploykit.artifact import Preprocess, sha256_of
 from deploykit.data import images, rendered
@@ -212,21 +212,21 @@ def open_calibration(
     if name.startswith(f"{RENDERED}:"):
         return _open_rendered(name, count, seed)
     path = Path(name)
+    reason = paths.fault(path)
     try:
-        if path.is_dir():
+        if reason == "is a folder":
             files = image_files(path)
             return ChosenFiles(name, files, Choice.of(len(files), count, seed))
-        if path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES:
+        if not reason and path.suffix.lower() in ARRAY_SUFFIXES:
             array = load_array(path, recipe.input_size, input_name)
             choice = Choice.of(len(array), count, seed)
             return (
                 ChosenRows(name, array, choice) if array.dtype == np.uint8 else CalibrationInputs(name, array, choice)
             )
-        exists = path.exists()
     except OSError as error:
         raise BadInputError(f"{error.filename or path} can't be read: {error.strerror}") from error
     wanted = f"neither a folder of images nor an array ({', '.join(ARRAY_SUFFIXES)})"
-    raise UsageError(f"{name!r} {f'is {wanted}' if exists else 'does not exist'}")
+    raise UsageError(f"{paths.shown(name)!r} {reason or f'is {wanted}'}")
 
 
 def _open_rendered(name: str, count: int, seed: int) -> ChosenRendered:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from deploykit import paths
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
 from deploykit.models import hub, shards
 
 CONFIG = "config.json"
 #: Keys by which a configuration names code: Python beside the model, or a repository of kernels.
 CODE = re.compile("auto_map|_?(attn|experts)_implementation(_internal)?")
+#: What a name may be: a folder, or nothing that is here.
+FOLDER_OR_NOTHING: Final = ("is a folder", "does not exist")
 #: Of Hugging Face's models.
 HF: Final = "hf"
 
@@ -40,17 +44,21 @@ class Place:
         Raises:
             UsageError: It is empty, or a file.
         """
-        path = Path(name).expanduser()
-        if not name or (path.exists() and not path.is_dir()):
-            raise UsageError(f"'{scheme}:{name}': write {scheme}:FOLDER or {scheme}:OWNER/NAME", _folder(scheme))
+        path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves "~nobody" as it is, where pathlib raises
+        reason = paths.fault(path)
+        if not name or reason not in FOLDER_OR_NOTHING:
+            told = f": it {reason or 'is a file'}" if name else ""
+            raise UsageError(
+                f"'{scheme}:{paths.shown(name)}': write {scheme}:FOLDER or {scheme}:OWNER/NAME{told}", _folder(scheme)
+            )
         if path.is_dir():
             return cls(str(path.resolve()), is_folder=True, scheme=scheme)
         return cls(name, is_folder=False, scheme=scheme)
 
     @property
     def text(self) -> str:
-        """As a source text."""
-        return f"{self.scheme}:{self.name}"
+        """As a source text, for messages."""
+        return f"{self.scheme}:{paths.shown(self.name)}"
 
     @property
     def id(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import Axis, Preprocess, RunConfig, TensorSpec, sha256_of
 from deploykit.errors import BadInputError, Hint, UnsupportedError, UsageError
 from deploykit.models import head, onnx_names, pt2
@@ -73,7 +73,7 @@ class FileScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is a file."""
-        return Path(text).is_file()
+        return not paths.fault(Path(text))
 
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a file takes and answers with."""
@@ -125,8 +125,7 @@ class FileScheme(Scheme):
 
 
 def _kind(path: Path) -> Kind:
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist")
+    paths.check_file(path)
     kind = KINDS.get(path.suffix)
     if kind is None:
         raise UsageError(

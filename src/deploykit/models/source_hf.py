@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import optional
+from deploykit import optional, paths
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models import head, hf_network, source_timm
 from deploykit.models.hf_place import CONFIG, Place
@@ -42,7 +42,7 @@ class HfScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is the path of a folder with a model in it; a name alone may be one of timm's."""
-        return ("/" in text or os.sep in text) and Path(text, CONFIG).is_file()
+        return ("/" in text or os.sep in text) and not paths.fault(Path(text, CONFIG))
 
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a model's files say of it."""

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models import lora, random_weights, shards
@@ -74,7 +74,7 @@ class LcmScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is the network that ships, or the path of a pipeline's folder."""
-        return text in SHIPPED or Path(text, "unet", CONFIG).is_file()
+        return text in SHIPPED or not paths.fault(Path(text, "unet", CONFIG))
 
     def ships(self, name: str) -> bool:
         """Tell whether it is the network that ships."""

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError
 from deploykit.export.cache import Cache
@@ -44,7 +44,7 @@ def _entry(source: str, options: SourceOptions) -> Path | None:
     if scheme.decided_by is None:
         return None
     labels = Path(options.labels) if options.labels else None
-    if labels is not None and not labels.is_file():
+    if any(path and paths.fault(Path(path)) for path in (options.labels, options.weights)):
         return None
     weights = str(Path(options.weights).resolve()) if options.weights else None
     texts = [scheme.name, name, dataclasses.replace(options, weights=weights)]
