@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit.errors import BadInputError, InternalError
 from deploykit.export import onnx_files, provenance
 from deploykit.export.stage import Facts, Inputs, Stage, Workspace
 from deploykit.models import sources
@@ -25,24 +24,16 @@ class AdoptOptions:
 
 
 def _run(inputs: Inputs, options: AdoptOptions, workspace: Workspace) -> Facts:
-    import onnx
     import onnx_ir
 
-    original = sources.located(inputs["original"].facts["locator"])
+    original = sources.located(inputs["original"].identity)
     sources.check(original)
-    whole = onnx_ir.load(Path(original.weights_file))
-    whole.graph.sort()
-    model = onnx_files.save_apart(whole, workspace.folder)
+    model = onnx_files.save_apart(onnx_ir.load(Path(original.weights_file)), workspace.folder)
     onnx_files.strip(model)
-    onnx_files.fix_initializers(model)
-    model.graph.name = model.graph.name or original.id
     batch: int | str = "batch" if "batch" in options.dynamic else options.batch
     shape = (batch, *original.recipe.input_size)
-    try:
-        onnx_files.set_shape(model, original.input_name, shape)
-        onnx_files.save(model, workspace.folder / onnx_files.MODEL)
-    except (InternalError, onnx.shape_inference.InferenceError) as error:  # its rules were broken before we had it
-        raise BadInputError(f"{original.weights_file}: {str(error).splitlines()[0]}") from error
+    onnx_files.set_shape(model, original.input_name, shape)
+    onnx_files.save(model, workspace.folder / onnx_files.MODEL)
     provenance.write(workspace.folder / onnx_files.MODULES, provenance.complete(model.graph, {}))
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     return {"nodes": len(model.graph.node), "opset": opsets.get("", 0), "ir_version": model.ir_version}
@@ -50,7 +41,7 @@ def _run(inputs: Inputs, options: AdoptOptions, workspace: Workspace) -> Facts:
 
 STAGE = Stage(
     name="adopt",
-    version=2,
+    version=1,
     takes={"original": "original"},
     makes="graph",
     libraries=("onnx", "onnx_ir"),

@@ -2,7 +2,7 @@
 
 A key is the hash of the stage's name and version, its options, the content hashes of its inputs and the versions of the
 libraries that do the work. Entries appear whole, by renaming a finished folder, so that readers and writers need no lock.
-A hit is hashed again before its files are used.
+What an entry says is hashed when it is found; its files are hashed again before they are used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,27 @@ STALE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Entry:
-    """What is noted beside the files of an item: enough to rebuild it."""
+    """What is noted beside the files of an item: enough to rebuild it.
+
+    Attributes:
+        kind: Of the item.
+        files: Its files.
+        facts: What its stage noted.
+        libraries: Versions of those that made it.
+        seconds: How long that took.
+        seal: Hash of all the others, so that changed facts are noticed as changed files are.
+    """
 
     kind: str
     files: tuple[FileRecord, ...]
     facts: Mapping[str, Any]
     libraries: Mapping[str, str]
     seconds: float
+    seal: str = ""
+
+    def sealed(self) -> Entry:
+        """Return it with its seal."""
+        return replace(self, seal=serde.digest(replace(self, seal="")))
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ class Cache:
         folder = self._folder(key)
         try:
             entry = serde.from_json(Entry, json.loads((folder / ENTRY).read_bytes()), key)
-        except (OSError, ValueError, BadInputError):
+        except (OSError, ValueError, RecursionError, BadInputError):
+            return None
+        if entry != entry.sealed():
             return None
         return Made(
             Item(entry.kind, folder / FILES, entry.files, entry.facts), key, entry.libraries, entry.seconds, cached=True
@@ -106,7 +122,7 @@ class Cache:
         """Turn a prepared folder into the entry of `key`; where another process was faster, its entry stands."""
         for record in entry.files:
             (prepared / FILES / record.path).chmod(0o444)
-        (prepared / ENTRY).write_bytes(serde.canonical_bytes(entry))
+        (prepared / ENTRY).write_bytes(serde.canonical_bytes(entry.sealed()))
         folder = self._folder(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:

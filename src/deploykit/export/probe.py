@@ -70,6 +70,15 @@ class Probe(ABC):
         Beside the tensors it may leave files of `deploykit.runtime.rollout.FURTHER`.
         """
 
+    def described(self, images: str, count: int) -> str:  # noqa: ARG002 - of images, their set says all
+        """Return what golden inputs were taken from, in a few words.
+
+        Args:
+            images: Name of the set of images; "" where the original takes none.
+            count: How many golden inputs there are.
+        """
+        return images
+
     def prompts(self, original: Original, file: str | None, most: int, *, few: bool) -> Prompts:  # noqa: ARG002
         """Return what 8 bits are calibrated on where images say nothing of an original's inputs.
 

@@ -149,12 +149,12 @@ def _sized(session: Session, takes: Interface, axis: str, size: int, times: Sequ
 
 
 def _run(inputs: Inputs, options: TrajectoryOptions, workspace: Workspace) -> Facts:
-    original = sources.located(inputs["original"].facts["locator"])
+    original = sources.located(inputs["original"].identity)
     with sources.open_original(original) as session:
         found = record(session, original.takes, options, workspace.progress)
     _save(found, workspace.folder)
     count = len(found.inputs[lcm.SAMPLE])
-    return {"inputs": count, "set": f"{count // lcm.STEPS} trajectories of {lcm.STEPS} LCM steps"}
+    return {"inputs": count}
 
 
 def _save(found: Recorded, folder: Path) -> None:
@@ -181,6 +181,10 @@ class LcmProbe(Probe):
             "trajectories", 2, {"original": "original"}, "tensors", FORMS[original.form].libraries, _run
         )
         return (Node(GOLDEN, stage, _options(asked), {"original": ORIGINAL}),)
+
+    def described(self, images: str, count: int) -> str:  # noqa: ARG002 - there are none
+        """Return how many trajectories they are of."""
+        return f"{count // lcm.STEPS} trajectories of {lcm.STEPS} LCM steps"
 
     def prompts(self, original: Original, file: str | None, most: int, *, few: bool) -> Prompts:
         """Return the prompts of trajectories to calibrate on: a file's, or seeded ones where the model knows no others."""

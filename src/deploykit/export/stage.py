@@ -29,8 +29,8 @@ class Item:
         kind: What it is: "original", "graph", "images", "tensors", "answers", "artifact", "judgement", "timings".
         root: Folder that the files lie in.
         files: The files.
-        facts: Small things worth knowing, plain JSON values; no part of the hash.
-        identity: Content hash of what lies in no file of the item, such as an original's weights.
+        facts: Small things worth knowing, plain JSON values, for people: no part of the hash, so no stage reads them.
+        identity: What is known of what lies in no file of the item: of an original, the text that opens it again.
     """
 
     kind: str

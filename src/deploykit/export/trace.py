@@ -44,7 +44,7 @@ class TraceOptions:
 
 def _run(inputs: Inputs, options: TraceOptions, workspace: Workspace) -> Facts:
 
-    original = sources.located(inputs["original"].facts["locator"])
+    original = sources.located(inputs["original"].identity)
     family, takes = get_family(original.family), original.takes
     rules = {name: family.axes[name] for name in options.dynamic}
     traced = takes.at({BATCH: options.batch, **{name: rule.traced for name, rule in rules.items()}})

@@ -13,11 +13,12 @@ import numpy as np
 
 from deploykit import optional
 from deploykit.artifact import Artifact, Axis, FileRecord
-from deploykit.bundle import Bundle, BundleWriter, Placement
+from deploykit.bundle import Bundle, BundleWriter, Placement, load_tensors
 from deploykit.export import onnx_files, reference
 from deploykit.export import plan as plans
 from deploykit.export.cache import Made
 from deploykit.export.pipeline import record_of
+from deploykit.export.probe import get_probe
 from deploykit.export.stage import TENSORS, Item, Plan
 from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
@@ -115,8 +116,17 @@ class Assembly:
         }
         faults = self.items[plans.FAULTS].path(power.FILE)
         further |= {power.ROLE: self.put(f"golden/{power.ROLE}", {".npz": faults})[0]}
-        facts = golden.facts
-        return GoldenRecord(facts["inputs"], facts["set"], records.pop("inputs"), records, further)
+        count = len(next(iter(load_tensors(golden.path(TENSORS)).values())))
+        taken = get_probe(self.story.original.takes.probe).described(self.set_of(plans.GOLDEN_IMAGES), count)
+        return GoldenRecord(count, taken, records.pop("inputs"), records, further)
+
+    def set_of(self, node: str) -> str:
+        """Return the name of the images that a node was asked for, "" where there is no such node.
+
+        Not what the node's item noted: that may have been made of the same pixels under another name.
+        """
+        options = next((each.options for each in self.story.plan.nodes if each.id == node), None)
+        return options.images if isinstance(options, reference.ImagesOptions) else ""
 
     def evaluation(self) -> EvaluationRecord | None:
         """Name the original's answers, where there were labelled images."""
@@ -125,7 +135,9 @@ class Assembly:
         images = self.items[plans.EVALUATION]
         crops = np.load(images.path(reference.CROPS), mmap_mode="r")
         (record,) = self.put("golden/answers", {".npz": self.items[plans.ANSWERS].path(reference.ANSWERS)})
-        return EvaluationRecord(images.facts["set"], len(crops), hashlib.sha256(crops.tobytes()).hexdigest(), record)
+        return EvaluationRecord(
+            self.set_of(plans.EVALUATION), len(crops), hashlib.sha256(crops.tobytes()).hexdigest(), record
+        )
 
     def stages(self) -> Iterator[StageRecord]:
         """Yield what is on record of each node."""

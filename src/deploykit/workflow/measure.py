@@ -116,7 +116,7 @@ def _time(inputs: Inputs, options: TimeOptions, workspace: Workspace) -> Facts:
     golden = Golden(load_tensors(inputs["golden"].path(TENSORS)), {})
     files = [Candidate(name, str(inputs[name].path(file)), run) for name, file, run in options.candidates]
     timings = time_beside_original(
-        sources.located(inputs["original"].facts["locator"]), files, golden, options.bench, workspace.progress, _refuse
+        sources.located(inputs["original"].identity), files, golden, options.bench, workspace.progress, _refuse
     )
     (workspace.folder / TIMINGS).write_text(json.dumps(serde.to_json(timings)), encoding="utf-8")
     return {"candidates": len(timings)}

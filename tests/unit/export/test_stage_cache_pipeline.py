@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import stat
@@ -130,6 +131,11 @@ def flip(path: Path) -> None:
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
+def edit(path: Path, key: str, value: object) -> None:
+    """Change what an entry says, and leave its files as they are."""
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: value}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -139,9 +145,27 @@ def flip(path: Path) -> None:
         lambda made: entry_file(made).unlink(),
         lambda made: entry_file(made).write_bytes(b"{"),
         lambda made: entry_file(made).write_bytes(b""),
+        lambda made: edit(entry_file(made), "facts", {"length": 3}),
+        lambda made: edit(entry_file(made), "facts", {}),
+        lambda made: edit(entry_file(made), "libraries", {"torch": "9.9"}),
+        lambda made: edit(entry_file(made), "seal", "0" * 64),
+        lambda made: edit(entry_file(made), "kind", "texts"),
         lambda made: shutil.rmtree(made.item.root.parent),
     ],
-    ids=["byte", "file gone", "files gone", "entry gone", "entry damaged", "entry empty", "all gone"],
+    ids=[
+        "byte",
+        "file gone",
+        "files gone",
+        "entry gone",
+        "entry damaged",
+        "entry empty",
+        "facts",
+        "no facts",
+        "libraries",
+        "seal",
+        "kind",
+        "all gone",
+    ],
 )
 @pytest.mark.parametrize("after", [(), ("c",)], ids=["no stage reads it", "a stage reads it"])
 def test_a_damaged_entry_is_made_again(
