@@ -398,11 +398,12 @@ class Report:
         judged = [f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run]
         return (*judged, *self.untimed)
 
-    def exit_code(self, *, strict: bool) -> int:
+    def exit_code(self, *, strict: bool, must_run: bool = False) -> int:
         """Return the code that the command line ends with.
 
         Args:
             strict: Whether a check that was not run counts as inconclusive.
+            must_run: Whether it is inconclusive, too, where nothing at all was run.
         """
         codes = [0, *(UnsupportedError.exit_code for _ in self.refused)]
         for judgement in self.judgements:
@@ -412,6 +413,7 @@ class Report:
         codes += [gate.kind.exit_code for gate in self.latency if gate.verdict is Verdict.FAIL]
         verdicts = [j.verdict for j in self.judgements] + [gate.verdict for gate in self.latency]
         incomplete = self.not_run or not verdicts or Verdict.NOT_RUN in verdicts
-        if Verdict.INCONCLUSIVE in verdicts or (strict and incomplete):
+        idle = all(verdict is Verdict.NOT_RUN for verdict in verdicts)
+        if Verdict.INCONCLUSIVE in verdicts or (strict and incomplete) or (must_run and idle):
             codes.append(INCONCLUSIVE_EXIT)
         return worst_exit_code(codes)

@@ -149,3 +149,11 @@ def test_what_is_refused_fails_the_whole(strict: bool) -> None:
     assert report.verdict is FAIL
     assert report.exit_code(strict=strict) == 8
     assert Report("b", (judgement(FAIL, gate(DRIFT, FAIL)),), refused=(refusal,)).exit_code(strict=strict) == 8
+
+
+def test_where_something_must_run_nothing_at_all_is_inconclusive() -> None:
+    idle = Report("b", (skipped(), skipped()))
+    assert (idle.exit_code(strict=False), idle.exit_code(strict=False, must_run=True)) == (0, 6)
+    assert Report("b").exit_code(strict=False, must_run=True) == 6
+    assert Report("b", (skipped(), judgement(PASS))).exit_code(strict=False, must_run=True) == 0
+    assert Report("b", (skipped(), judgement(FAIL))).exit_code(strict=False, must_run=True) == 3

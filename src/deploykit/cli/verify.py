@@ -36,6 +36,10 @@ def verify(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")
     ] = 2000,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Judge a bare file as this, such as int8, whatever its weights are held in."),
+    ] = None,
     device: source.Device = None,
     weights: source.Weights = None,
     random_weights: source.RandomWeights = False,
@@ -84,6 +88,7 @@ def verify(
         reference=reference,
         data=str(data) if data else None,
         eval_size=eval_size,
+        precision=precision,
         device=device,
         source=source.source_options(
             weights=weights,
@@ -120,7 +125,7 @@ def verify(
         render.out().print(terminal.summary(report), markup=False)
         if html is not None:
             render.out().print(f"wrote   {html}", markup=False)
-    raise typer.Exit(report.exit_code(strict=not allow_not_run))
+    raise typer.Exit(report.exit_code(strict=not allow_not_run, must_run=True))
 
 
 COMMAND = verify

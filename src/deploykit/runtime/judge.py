@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -16,14 +16,15 @@ from deploykit.runtime import drift, gate
 from deploykit.runtime.axes import judge_axes
 from deploykit.runtime.backends.base import Session
 from deploykit.runtime.batches import CHUNK, Answered, MismatchError, ask, check_names, paired, run_rows
+from deploykit.runtime.claims import Claims
 from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
 from deploykit.runtime.numeric import Subject, numeric_gates, rounding_of
 from deploykit.runtime.power import power_gates, shares
 from deploykit.runtime.rollout import Rollout
 from deploykit.verdict import Budget, GateResult, Judgement, Verdict, grade_of
 
-#: Where a file says what precision it was made in.
-PRECISION_KEY = "deploykit.precision"
+#: The gate of measured outputs that needs no budget, and those of labelled images that have one.
+FINITE, OF_IMAGES = "finite", frozenset({"untied_flips", "agreement", "accuracy_drop"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Brief:
         budgets: By grade; see `deploykit.verdict.GRADES`.
         axes: Declared dynamic axes by name, with the size that each was traced at.
         evaluation: Labelled images; None leaves the task gates out.
-        precision: Of the artifact; "" takes what its file says, or fp32.
+        precision: Of the artifact, by what its file holds or by who asks, never by what the file says of itself.
+        claims: What the file must say of itself.
         without_evaluation: Why they could not be had though they should have been; "" where there were never any.
     """
 
@@ -58,7 +60,8 @@ class Brief:
     budgets: Mapping[str, Budget]
     axes: Mapping[str, int] = field(default_factory=dict)
     evaluation: Evaluation | None = None
-    precision: str = ""
+    precision: str = "fp32"
+    claims: Claims = field(default_factory=Claims)
     without_evaluation: str = ""
 
 
@@ -100,14 +103,23 @@ def judge(
     except MissingComponentError as error:
         return not_run(artifact, run, error.message)
     with session:
-        grade = grade_of(brief.precision or session.metadata.get(PRECISION_KEY, "fp32"), session.ran.precision)
+        grade = grade_of(brief.precision, session.ran.precision)
         budget = brief.budgets.get(grade)
         if budget is None:
             raise UnsupportedError(f"{artifact}: no budget for {grade}; there are: {', '.join(brief.budgets)}")
         gates, metrics, skipped, reason = _measure(session, brief, budget, progress)
-        verdict = Verdict.worst(result.verdict for result in gates)
-        verdict = Verdict.FAIL if reason else verdict
+        reason = "; ".join(filter(None, (reason, *brief.claims.contradictions(session.metadata))))
+        verdict = Verdict.FAIL if reason else Verdict.worst(result.verdict for result in gates)
+        if verdict is not Verdict.FAIL and _is_unbounded(budget, gates):
+            verdict, reason = Verdict.INCONCLUSIVE, f"nothing bounds its drift: the budget for {grade} is empty"
         return Judgement(artifact, run, session.ran, gates, metrics, verdict, reason, skipped, now())
+
+
+def _is_unbounded(budget: Budget, gates: Sequence[GateResult]) -> bool:
+    """Tell whether nothing says how far outputs may drift that are measured, not counted."""
+    metrics = {result.metric for result in gates}
+    bounded = any(bound is not None for bound in (budget.relative_max, budget.sqnr_db, budget.cosine))
+    return not bounded and not metrics & OF_IMAGES and (FINITE in metrics or not metrics)
 
 
 def _measure(

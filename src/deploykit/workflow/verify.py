@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from deploykit.models.original import Original
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
+from deploykit.runtime.claims import Claims, precision_fault
 from deploykit.runtime.drift import Answers
 from deploykit.runtime.golden import Golden
-from deploykit.verdict import Judgement, Report
+from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.opened import open_bundle, original_of
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
+from deploykit.workflow.strictness import beside_family
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,6 +72,8 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         raise UsageError(
             "a bundle is judged by the outputs of its original that it holds: --reference names who answers for --data"
         )
+    if options.precision is not None:
+        raise UsageError(f"--precision {options.precision} is for a bare file: a bundle's manifest says what is in it")
     bundle = open_bundle(root)
     manifest = bundle.manifest
     golden = golden_of(bundle)
@@ -77,10 +81,13 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
     for artifact in held(bundle, of):
-        jobs = [(artifact.name, run, root / artifact.main.path) for run in runs_on(artifact, options.device)]
-        found += _judgements(
-            jobs, replace(brief, precision=artifact.precision), progress, strict=options.device is None
-        )
+        path = root / artifact.main.path
+        jobs = [(artifact.name, run, path) for run in runs_on(artifact, options.device)]
+        fault = precision_fault(artifact.precision, _grade(path, jobs), "its manifest")
+        claims = Claims("its manifest", manifest.labels, manifest.preprocess, (fault,) if fault else ())
+        own = replace(brief, precision=artifact.precision, claims=claims)
+        judged = _judgements(jobs, own, progress, strict=options.device is None)
+        found += [beside_family(one, manifest.budgets, manifest.source.family, artifact.precision) for one in judged]
     return Report(str(of or root), tuple(found))
 
 
@@ -101,6 +108,12 @@ def held(bundle: Bundle, file: Path | None) -> tuple[Artifact, ...]:
             *(Hint(str(bundle.root / one.main.path), one.name) for one in artifacts),
         )
     return found
+
+
+def _grade(path: Path, jobs: Iterable[tuple[str, RunConfig, Path]]) -> str:
+    """Return the grade that a file's weights are held in, by the first runtime that is here; "" where none can tell."""
+    backends = (get_backend(run.backend) for _, run, _ in jobs if not get_backend(run.backend).unavailable(run))
+    return next((grade for grade in (backend.held(str(path)) for backend in backends) if grade), "")
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -167,14 +180,25 @@ def _live_evaluation(original: Original, images: str, count: int | None) -> judg
 def _verify_bare(path: Path, original: Original, options: VerifyOptions, progress: Progress | None) -> Report:
     """Judge a file against an original, both run now."""
     family = get_family(original.family)
+    _check_precision(options.precision, family.budgets)
     backend = backend_for(path.name)
     golden = probe.get_probe(original.takes.probe).golden(original, _asked(original))
     images = options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
-    brief = judge.Brief(golden, family.budgets, evaluation=evaluation)
     runs = [backend.default_run(precision) for precision in backend.judged]
     runs = [way for run in runs for way in backend.on(run, options.device)] if options.device else runs
-    return Report(str(path), tuple(_judgements([(path.name, run, path) for run in runs], brief, progress)))
+    jobs = [(path.name, run, path) for run in runs]
+    precision = options.precision or _grade(path, jobs) or "fp32"
+    claims = Claims("the original", original.labels, original.preprocess)
+    brief = judge.Brief(golden, family.budgets, evaluation=evaluation, precision=precision, claims=claims)
+    return Report(str(path), tuple(_judgements(jobs, brief, progress)))
+
+
+def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:
+    """Raise UsageError where a precision is asked for that has no budget."""
+    if asked is not None and GRADE_OF.get(asked, asked) not in budgets:
+        known = [next((name for name, grade in GRADE_OF.items() if grade == one), one) for one in budgets]
+        raise UsageError(f"--precision {asked}: there are {', '.join(known)}")
 
 
 def _asked(original: Original) -> probe.Asked:

@@ -16,6 +16,7 @@ from deploykit.errors import BadInputError, MissingComponentError, UnsupportedEr
 from deploykit.runtime import judge
 from deploykit.runtime.backends.base import Session, get_backend
 from deploykit.runtime.batches import run_rows
+from deploykit.runtime.claims import Claims
 from deploykit.runtime.drift import Answers
 from deploykit.runtime.golden import HUB, ORIGINAL, Golden, feeds_of
 from deploykit.runtime.judge import Brief, Evaluation
@@ -281,6 +282,27 @@ def test_a_broken_file_is_bad_input_and_no_verdict(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x08\x0a garbage")
     with pytest.raises(BadInputError, match=r"m\.onnx"):
         judged(str(tmp_path / "m.onnx"))
+
+
+def test_an_empty_budget_never_passes(tmp_path: Path) -> None:
+    model = save(tmp_path / "m.onnx")
+    found = judged(model, brief(Budget()))
+    assert (found.verdict, code(found)) == (Verdict.INCONCLUSIVE, 6)
+    assert found.reason == "nothing bounds its drift: the budget for f32 is empty"
+    assert judged(save(tmp_path / "n.onnx", weights=WEIGHTS * np.nan), brief(Budget())).verdict is Verdict.FAIL
+
+
+def test_what_a_file_says_of_itself_is_compared(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    helper.set_model_props(model, {"deploykit.labels": '["a", "c"]', "deploykit.precision": "int8"})
+    onnx.save(model, path)
+    assert judged(path).verdict is Verdict.PASS
+    found = judged(path, brief(claims=Claims("its manifest", ("a", "b"))))
+    assert (found.verdict, code(found)) == (Verdict.FAIL, 3)
+    assert found.reason == "class 1 is 'c' in the file, 'b' in its manifest"
+    found = judged(path, brief(claims=Claims(faults=("it is something else",))))
+    assert (code(found), found.reason) == (3, "it is something else")
 
 
 def test_a_precision_without_a_budget_is_unsupported(tmp_path: Path) -> None:

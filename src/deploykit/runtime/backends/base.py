@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import InternalError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
-from deploykit.runtime.backends import settings
+from deploykit.runtime.backends import onnx_contents, settings
 from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
@@ -176,6 +177,14 @@ class Backend(ABC):
         if self.component.version() is None:
             return f"{self.component.title} is not installed here"
         return self._misplaced(config)
+
+    def held(self, model: str) -> str:
+        """Return the grade (see `deploykit.verdict.GRADES`) that a file's weights are held in; "" where it can't be told.
+
+        Raises:
+            BadInputError: The file is damaged.
+        """
+        return onnx_contents.held(Path(model)) if model.endswith(".onnx") else ""
 
     def place(self, config: RunConfig) -> str:
         """Return what this machine has for the device of `config`: no verdict is carried over from other things."""

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from deploykit.errors import BadInputError
-
-Buffer = mmap.mmap | bytes
+from deploykit.runtime.backends.protobuf import Buffer, messages
 
 #: The messages of onnx.proto on the way from a model to its tensors: field number to the kind of message it holds.
 _FIELDS: dict[str, dict[int, str]] = {
@@ -31,8 +30,6 @@ _ENGINES = frozenset({b"EPContext"})
 #: In old versions of ONNX Runtime a location of such a form is an address in memory.
 _ADDRESS = "*"
 _KEY, _VALUE = 1, 2  # fields of an entry of TensorProto.external_data
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types
-_FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
 
 
 def checked_model(model: str) -> Path:
@@ -104,7 +101,7 @@ def _found(data: Buffer) -> Iterator[tuple[str, bytes]]:
     while stack:
         kind, start, end = stack.pop()
         if kind == "entry":
-            entry = {number: data[first:last] for number, first, last in _messages(data, start, end)}
+            entry = {number: data[first:last] for number, first, last in messages(data, start, end)}
             if entry.get(_KEY) == b"location":
                 yield kind, entry.get(_VALUE, b"")
             continue
@@ -113,44 +110,6 @@ def _found(data: Buffer) -> Iterator[tuple[str, bytes]]:
             continue
         wanted = _FIELDS[kind]
         found = [
-            (wanted[number], first, last) for number, first, last in _messages(data, start, end) if number in wanted
+            (wanted[number], first, last) for number, first, last in messages(data, start, end) if number in wanted
         ]
         stack.extend(reversed(found))
-
-
-def _messages(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, start, end) of every length-delimited field of the message in `data[position:end]`."""
-    while position < end:
-        start = position
-        tag, position = _varint(data, position, end)
-        number, wire = tag >> 3, tag & 7
-        if number == 0 or tag >= 1 << 32:
-            raise ValueError(f"impossible field tag {tag} at byte {start}")
-        if wire == _LENGTH:
-            size, position = _varint(data, position, end)
-            if size > end - position:
-                raise ValueError(f"field {number} at byte {start} claims {size} bytes, {end - position} are left")
-            yield number, position, position + size
-            position += size
-        elif wire == _VARINT:
-            _, position = _varint(data, position, end)
-        elif wire in _FIXED:
-            position += _FIXED[wire]
-        else:
-            raise ValueError(f"wire type {wire} at byte {start} is not used by ONNX")
-    if position > end:
-        raise ValueError(f"the file ends within a field, at byte {end}")
-
-
-def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
-    """Return a base-128 number and the position after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            raise ValueError(f"the file ends within a number, at byte {end}")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError(f"number of more than ten bytes before byte {position}")

@@ -12,6 +12,7 @@ from typing import Any, Final
 from deploykit import telemetry
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
+from deploykit.runtime.backends import openvino_contents
 from deploykit.runtime.backends.base import Backend, Session, Tensor
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.runtime.backends.settings import COUNT
@@ -127,6 +128,16 @@ class OpenVinoBackend(Backend):
         except MissingComponentError as error:
             return error.message
         return lacking(config.precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
+    def held(self, model: str) -> str:
+        """Return the grade that a file's weights are held in."""
+        if not model.endswith(".xml"):
+            return super().held(model)
+        path = checked_model(model)
+        try:
+            return openvino_contents.held(_core().read_model(str(path)))
+        except RuntimeError as error:
+            raise _unreadable(path, error) from error
 
     def _open(self, model: str, config: RunConfig) -> Session:
         import openvino
