@@ -58,6 +58,10 @@ class Bundle:
             raise UsageError(f"{paths.shown(root)} {paths.fault(root) or 'is a file'}: a bundle is a folder", *hints)
         if not path.is_file():
             raise BadInputError(f"{root} is no bundle: it holds no {manifests.FILE}")
+        if path.stat().st_size > manifests.LARGEST:
+            raise BadInputError(
+                f"{path} has {path.stat().st_size:,} bytes: no manifest has more than {manifests.LARGEST:,}"
+            )
         return cls(root, manifests.parse(path.read_bytes(), str(path)))
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import serde, texts
-from deploykit.artifact import Artifact, FileRecord, Preprocess
+from deploykit.artifact import Artifact, Axis, FileRecord, Preprocess, TensorSpec
 from deploykit.errors import BadInputError, Hint
 from deploykit.serde import LATER
 from deploykit.verdict import Budget, Judgement, Refusal, Repair, Timing
 
 VERSION = 1
 FILE = "manifest.json"
+#: Values that an input may have at the sizes that a bundle is judged at.
+MOST_VALUES = 1 << 28
+#: Bytes that a manifest may have.
+LARGEST = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,19 @@ class Manifest:
         for artifact in self.artifacts:
             if not (artifact.files and artifact.inputs and artifact.outputs):
                 raise BadInputError(f"{artifact.name} has no file, takes nothing or answers nothing")
+            for spec in artifact.inputs:
+                self._check_size(artifact, spec)
+
+    def _check_size(self, artifact: Artifact, spec: TensorSpec) -> None:
+        """Refuse sizes for which a judge would make more values than any golden input has."""
+        sizes = [dim if isinstance(dim, int) else self.axes.get(dim.name, dim.min) for dim in spec.shape]
+        inner = {dim.name for dim in spec.shape[1:] if isinstance(dim, Axis)}
+        rows = max([*sizes[:1], *(size for name, size in self.axes.items() if name not in inner)], default=1)
+        if min([*sizes, *self.axes.values()], default=1) < 1 or rows * math.prod(sizes[1:]) > MOST_VALUES:
+            raise BadInputError(
+                f"{artifact.name} would take {spec.name!r} of {spec.text} with axes {dict(self.axes)}: "
+                f"that is below 1, or more than {MOST_VALUES:,} values"
+            )
 
     @property
     def files(self) -> Iterator[FileRecord]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import deploykit
 from deploykit.data import rendered
+from tests.bundles import relocate
 from tests.e2e.support import Outcome, run
 
 COUNT = 24
@@ -120,6 +121,28 @@ def test_a_few_images_can_not_tell_what_bfloat16_does(bundle: Path, val: Path, r
     assert outcome.code == {frozenset({"pass"}): 0, frozenset({"pass", "inconclusive"}): 6}[frozenset(verdicts)]
 
 
+def test_images_are_not_opened_where_a_bundle_says_that_they_are(judged: Path, val: Path) -> None:
+    outcome = run("verify", str(judged))
+    assert outcome.code == 6, outcome.err
+    assert f"it was judged on {val}: --data PATH says where that is" in outcome.out
+
+
+def test_the_same_images_are_judged_by_the_answers_in_the_bundle(judged: Path, val: Path, tmp_path: Path) -> None:
+    """No original is opened for them, so that none has to be named or be here."""
+    copy = Path(shutil.copytree(judged, tmp_path / "b"))
+    relocate(copy, scheme="py", name="nowhere:net")
+    found = deploykit.verify(copy, deploykit.VerifyOptions(data=str(val)))
+    assert [judgement.metrics["images"] for judgement in found.judgements] == [COUNT]
+    one = next(path for path in sorted(val.rglob("*.*")) if path.suffix != ".md")
+    more = one.with_name(f"more{one.suffix}")
+    more.write_bytes(one.read_bytes())
+    try:
+        with pytest.raises(deploykit.DeploykitError, match="not opened for its word"):
+            deploykit.verify(copy, deploykit.VerifyOptions(data=str(val)))
+    finally:
+        more.unlink()
+
+
 def test_images_that_are_gone_are_not_run(judged: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(judged, tmp_path / "b"))
     evaluation = deploykit.Bundle.open(judged).manifest.evaluation
@@ -131,7 +154,7 @@ def test_images_that_are_gone_are_not_run(judged: Path, tmp_path: Path) -> None:
     finally:
         (tmp_path / "elsewhere").rename(moved)
     assert outcome.code == 6, outcome.err
-    assert f"{moved} does not exist" in outcome.out
+    assert f"it was judged on {moved}: --data PATH says where that is" in outcome.out
 
 
 def test_what_does_not_fit_the_model_is_exit_2_and_told_whole(judged: Path, val: Path, tmp_path: Path) -> None:

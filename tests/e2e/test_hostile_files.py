@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import deploykit
 from deploykit import serde
-from deploykit.artifact import RunConfig
+from deploykit.artifact import FileRecord, RunConfig
+from deploykit.bundle import save_tensors
 from deploykit.models.original import SourceOptions
 from tests.bundles import relocate, reseal, write_bundle
 from tests.e2e.support import run
@@ -300,3 +304,80 @@ def test_a_file_is_opened_only_as_the_sealed_manifest_has_it(copy: Path) -> None
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(deploykit.DeploykitError, match="its manifest says"):
         deploykit.load(file, seal=seal)
+
+
+def evaluated(root: Path, images: str, count: int = 4, **arrays: np.ndarray[Any, Any]) -> None:
+    """Let a bundle say that it was judged on labelled images."""
+    usual = {
+        "top1": np.zeros(count, np.int64),
+        "margin": np.ones(count, np.float32),
+        "labels": np.zeros(count, np.int64),
+    }
+    save_tensors(root / "golden/answers.npz", {**usual, **arrays})
+    answers = serde.to_json(FileRecord.of(root, "golden/answers.npz"))
+    evaluation = {"images": images, "count": count, "crops_sha256": "0" * 64, "answers": answers}
+    reseal(root, lambda value: value.update(evaluation=evaluation))
+
+
+def test_images_outside_are_not_read_for_the_word_of_a_bundle(copy: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("image,label\n/etc/passwd,circle\n", encoding="utf-8")
+    read: list[str] = []
+    sys.addaudithook(lambda event, details: read.append(str(details[0])) if event == "open" else None)
+    for place in (secret, tmp_path, Path("/dev/zero")):
+        evaluated(copy, str(place))
+        read.clear()
+        report = deploykit.verify(copy)
+        assert report.exit_code(strict=True) == 6
+        assert not [name for name in read if name.startswith(str(place)) and not name.startswith(str(copy))]
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"top1": np.zeros(3, np.int64)}, {"more": np.zeros(4)}, {"labels": np.zeros((4, 1), np.int64)}]
+)
+def test_answers_that_are_none_for_each_image_are_bad_input(
+    copy: Path, arrays: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    evaluated(copy, "rendered:test", **arrays)
+    with pytest.raises(deploykit.DeploykitError, match="not top1, margin and labels of 4 images") as caught:
+        deploykit.verify(copy)
+    assert caught.value.exit_code == 7
+
+
+def test_images_without_end_are_not_rendered_for_the_word_of_a_bundle(copy: Path) -> None:
+    evaluated(copy, "rendered:test")
+    reseal(copy, lambda value: value["evaluation"].update(count=10**9))
+    with pytest.raises(deploykit.DeploykitError, match="labels of 1000000000 images"):
+        deploykit.verify(copy)
+
+
+def test_a_manifest_of_any_size_is_not_read(copy: Path) -> None:
+    with (copy / "manifest.json").open("r+b") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(deploykit.DeploykitError, match="no manifest has more than") as caught:
+        deploykit.verify(copy)
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value["axes"].update(batch=10**9),
+        lambda value: value["axes"].update(nowhere=10**9),
+        lambda value: value["axes"].update(batch=0),
+        lambda value: value["artifacts"][0]["inputs"][0].update(shape=[10**9, 3, 64, 64]),
+        lambda value: value["artifacts"][0]["inputs"][0].update(shape=[-1, 3, 64, 64]),
+        lambda value: value["artifacts"][0]["inputs"][0]["shape"][0].update(min=2**30, opt=2**30, max=2**30),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused_before_any_is_taken(
+    copy: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    def every(value: dict[str, Any]) -> None:
+        value["axes"] = {}
+        change(value)
+
+    reseal(copy, every)
+    with pytest.raises(deploykit.DeploykitError, match="below 1, or more than") as caught:
+        deploykit.verify(copy)
+    assert caught.value.exit_code == 7

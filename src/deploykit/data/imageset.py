@@ -112,6 +112,11 @@ class FileSet(ImageSet):
         return str(self.paths[index])
 
 
+def ships(name: str) -> bool:
+    """Tell whether a set is the package's own: opening it leads to no file of somebody's."""
+    return name.startswith(f"{RENDERED}:")
+
+
 def open_imageset(name: str, labels: tuple[str, ...], count: int | None = None) -> ImageSet:
     """Open a labelled set: "rendered:SPLIT", a folder with a folder per class, or a CSV.
 
@@ -124,7 +129,7 @@ def open_imageset(name: str, labels: tuple[str, ...], count: int | None = None) 
         UsageError: No such set, or what it shows is not the model's classes alone.
         BadInputError: It holds no images, or can't be read.
     """
-    if not name.startswith(f"{RENDERED}:"):
+    if not ships(name):
         return FileSet(name, labelled_files(Path(name), labels))
     if tuple(labels) != tuple(rendered.CLASSES):
         raise UsageError(f"the rendered set shows {', '.join(rendered.CLASSES)}; this model knows {', '.join(labels)}")

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploykit import manifest as manifests
-from deploykit import paths
-from deploykit.artifact import Artifact, Preprocess, RunConfig
+from deploykit import paths, texts
+from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle, load_tensors
-from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images
+from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images, ships
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
 from deploykit.export import probe, reference
 from deploykit.models import sources
@@ -144,25 +143,59 @@ def _judgements(
 
 
 def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Evaluation | None, str]:
-    """Return the labelled images and the original's answers, or why they can't be had."""
-    manifest = bundle.manifest
+    """Return the labelled images and the original's answers, or why they can't be had.
+
+    A bundle names its images by the path that its maker typed. Nothing is opened there: only the set that ships with the
+    package, and what the user names.
+    """
+    manifest, record = bundle.manifest, bundle.manifest.evaluation
     if options.data is not None:
-        return _live_evaluation(original_of(manifest, options.reference, options.source), options.data, None), ""
-    record, recipe = manifest.evaluation, manifest.preprocess
-    if record is None or recipe is None:
+        named = options.reference is not None or options.source.given
+        known = None if named else _recorded(bundle, options.data)
+        if known is None:
+            known = _live_evaluation(original_of(manifest, options.reference, options.source), options.data, None)
+        return known, ""
+    if record is None or manifest.preprocess is None:
         return None, ""
+    if not ships(record.images):
+        return None, f"it was judged on {texts.one_line(paths.shown(record.images))}: --data PATH says where that is"
     try:
-        crops = _crops(record.images, record.count, manifest.labels, recipe)
-    except (MissingComponentError, UsageError, BadInputError) as error:
+        found = _recorded(bundle, record.images)
+    except (MissingComponentError, UsageError) as error:
         return None, error.message
-    if hashlib.sha256(crops.tobytes()).hexdigest() != record.crops_sha256:
-        return None, f"{record.images} is prepared to other pixels here than where the bundle was made"
-    answers = Answers(**load_tensors(bundle.root / record.answers.path))
-    return judge.Evaluation(crops, answers, recipe), ""
+    return found, "" if found else f"{record.images} is prepared to other pixels here than where the bundle was made"
 
 
-def _crops(images: str, count: int | None, labels: tuple[str, ...], recipe: Preprocess) -> NDArray[np.uint8]:
-    return prepare_crops(open_imageset(images, labels, count), recipe)
+def _recorded(bundle: Bundle, images: str) -> judge.Evaluation | None:
+    """Prepare images and take the original's answers from the bundle; None where they are not those that it answered.
+
+    Raises:
+        UsageError: No such images, or of other classes.
+        BadInputError: The images or the answers are damaged.
+    """
+    record, recipe, labels = bundle.manifest.evaluation, bundle.manifest.preprocess, bundle.manifest.labels
+    if record is None or recipe is None:
+        return None
+    answers = _answers(bundle.root / record.answers.path, record.count)
+    chosen = open_imageset(images, labels, record.count)
+    if len(chosen) != record.count or list(chosen.labels) != answers.labels.tolist():
+        return None
+    crops = prepare_crops(chosen, recipe)
+    is_same = hashlib.sha256(crops.tobytes()).hexdigest() == record.crops_sha256
+    return judge.Evaluation(crops, answers, recipe) if is_same else None
+
+
+def _answers(path: Path, count: int) -> Answers:
+    """Read the original's answers.
+
+    Raises:
+        BadInputError: They are not one for each of `count` images.
+    """
+    found = load_tensors(path)
+    if found.keys() != {"top1", "margin", "labels"} or any(array.shape != (count,) for array in found.values()):
+        told = ", ".join(f"{name} {list(array.shape)}" for name, array in found.items())
+        raise BadInputError(f"{path} holds {told or 'nothing'}, not top1, margin and labels of {count} images")
+    return Answers(**found)
 
 
 def _live_evaluation(original: Original, images: str, count: int | None) -> judge.Evaluation:
