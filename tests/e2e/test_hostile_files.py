@@ -17,7 +17,7 @@ from deploykit.artifact import FileRecord, RunConfig
 from deploykit.bundle import save_tensors
 from deploykit.models.original import SourceOptions
 from tests.bundles import relocate, reseal, write_bundle
-from tests.e2e.support import run
+from tests.e2e.support import python, run
 
 
 @pytest.fixture
@@ -381,3 +381,13 @@ def test_sizes_that_no_memory_holds_are_refused_before_any_is_taken(
     with pytest.raises(deploykit.DeploykitError, match="below 1, or more than") as caught:
         deploykit.verify(copy)
     assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("words", [("inspect", "net.fp32.onnx"), ("verify", "."), ("bench", ".", "--rounds", "2")])
+def test_modules_that_lie_beside_a_model_are_not_imported(copy: Path, words: tuple[str, ...]) -> None:
+    for name in ("numpy", "onnxruntime", "openvino", "torch", "rich", "typer", "json", "yaml", "sitecustomize"):
+        (copy / f"{name}.py").write_text(f"open({str(copy / 'mark')!r}, 'w').close()", encoding="utf-8")
+    command = f"[sys.executable, '-m', 'deploykit', *{words!r}]"
+    outcome = python("-c", f"import os, sys; os.chdir({str(copy)!r}); os.execv(sys.executable, {command})")
+    assert outcome.code == 0, outcome.err
+    assert not (copy / "mark").exists()
