@@ -316,7 +316,7 @@ def write(recipe: Recipe, weights: dict[str, torch.Tensor], out: Path) -> None:
     (out / "unet/config.json").write_text(json.dumps(recipe.config, indent=2) + "\n", encoding="utf-8")
     length = {"model_max_length": recipe.length}
     (out / "tokenizer/tokenizer_config.json").write_text(json.dumps(length, indent=2) + "\n", encoding="utf-8")
-    path = out / "unet" / WEIGHTS[0]
+    path = out / "unet" / WEIGHTS
     save_file({name: value.contiguous() for name, value in weights.items()}, path)
     path.chmod(0o644)  # the writer leaves it readable to its owner only, and a wheel would keep that
 

@@ -58,7 +58,7 @@ class Header:
         return cls(shape, is_fortran, dtype, stream.tell())
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes that the values take."""
         return math.prod(self.shape) * self.dtype.itemsize
 
@@ -70,11 +70,11 @@ class Header:
         """
         if self.dtype.hasobject:
             raise ValueError(f"an array of {self.dtype} is never unpickled")
-        if len(data) - self.offset != self.bytes:
+        if len(data) - self.offset != self.nbytes:
             raise ValueError(
-                f"{self.dtype} {list(self.shape)} is {self.bytes:,} bytes; it holds {len(data) - self.offset:,}"
+                f"{self.dtype} {list(self.shape)} is {self.nbytes:,} bytes; it holds {len(data) - self.offset:,}"
             )
-        flat = np.frombuffer(data, self.dtype, offset=self.offset) if self.bytes else np.empty(0, self.dtype)
+        flat = np.frombuffer(data, self.dtype, offset=self.offset) if self.nbytes else np.empty(0, self.dtype)
         return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 

@@ -157,6 +157,64 @@ def four_channels() -> nn.Module:
     return Small(channels=4).eval()
 
 
+def plain() -> nn.Module:
+    """Return a network with nothing awkward about it."""
+    return Small().eval()
+
+
+def compiled() -> nn.Module:
+    """Return a network in the wrapper that compiles it at its first call."""
+    module = torch.compile(plain())
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def double() -> nn.Module:
+    """Return a module of float64 weights."""
+    return plain().double()
+
+
+def without_memory() -> nn.Module:
+    """Return a module whose weights were never allocated."""
+    return plain().to("meta")
+
+
+def sparse() -> nn.Module:
+    """Return a module with a matrix of its non-zero values alone."""
+    module = Small().eval()
+    module.head.weight = nn.Parameter(module.head.weight.detach().to_sparse())
+    return module
+
+
+def program() -> nn.Module:
+    """Return what torch.export makes a module of."""
+    module: nn.Module = torch.export.export(plain(), (torch.zeros(1, 3, 32, 32),)).module()
+    return module
+
+
+def state() -> object:
+    """Return weights alone, which are no network."""
+    return plain().state_dict()
+
+
+def qat() -> nn.Module:
+    """Return a module that was prepared for training with 8 bits in mind."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[no-untyped-call]
+    module: nn.Module = torch.ao.quantization.prepare_qat(net.train())  # type: ignore[no-untyped-call]
+    return module.eval()
+
+
+def observed() -> nn.Module:
+    """Return a module that was prepared for calibration."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    ).eval()
+    net.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")  # type: ignore[no-untyped-call]
+    module: nn.Module = torch.ao.quantization.prepare(net)  # type: ignore[no-untyped-call]
+    return module
+
+
 def two() -> nn.Module:
     """Return a network of three outputs in a dict."""
     return Two().eval()
@@ -164,7 +222,7 @@ def two() -> nn.Module:
 
 def scripted() -> nn.Module:
     """Return a TorchScript module."""
-    module: nn.Module = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval())  # type: ignore[no-untyped-call]
+    module: nn.Module = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval())
     return module
 
 

@@ -195,7 +195,7 @@ def test_a_folder_is_exported_from_the_command_line(tmp_path: Path) -> None:
 
 def test_an_ordinary_unet_with_a_lora_is_exported_without_a_guidance_embedding(tmp_path: Path) -> None:
     folder = shutil.copytree(SHIPPED[TINY], tmp_path / "sd")
-    config, weights = folder / "unet/config.json", folder / "unet" / WEIGHTS[0]
+    config, weights = folder / "unet/config.json", folder / "unet" / WEIGHTS
     config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": None}))
     save_file({name: array for name, array in load_file(weights).items() if "cond_proj" not in name}, weights)
     words = ("export", f"lcm:{folder}", "--ort", "--no-bench", "--json", "--out", str(tmp_path / "out"))

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import serde
-from deploykit.arrays import Header, check_archive
+from deploykit import paths, serde
+from deploykit.arrays import SUFFIX, Header, check_archive
 from deploykit.artifact import Preprocess, sha256_of
 from deploykit.data import images, rendered
 from deploykit.data.faults import Faults
@@ -27,7 +27,7 @@ RENDERED_CALIBRATION: Final = f"{RENDERED}:calib"
 #: Indices of it that are chosen from: those below are left to golden inputs.
 RENDERED_POOL: Final = range(1000, 11000)
 ARRAY_SUFFIXES: Final = (".npy", ".npz")
-#: The array that is taken from an .npz with several.
+#: The array that is taken from an .npz with several, unless one is called as the input is.
 ARRAY_NAME: Final = "images"
 #: Bytes of an array in an .npz, which is held in memory whole; an .npy of any size is mapped.
 MAX_BYTES: Final = 1 << 32
@@ -191,7 +191,9 @@ def _rows_digest(array: NDArray[Any], choice: Choice) -> str:
     return serde.digest(["rows", str(array.dtype), list(array.shape[1:]), choice.seed, hashes])
 
 
-def open_calibration(name: str, count: int, seed: int, recipe: Preprocess) -> CalibrationSet:
+def open_calibration(
+    name: str, count: int, seed: int, recipe: Preprocess, input_name: str = ARRAY_NAME
+) -> CalibrationSet:
     """Open a calibration set and choose `count` of its images.
 
     Args:
@@ -200,6 +202,7 @@ def open_calibration(name: str, count: int, seed: int, recipe: Preprocess) -> Ca
         count: How many images are taken; where there are fewer, all are.
         seed: What the choice is drawn from.
         recipe: Its input size is what prepared inputs must have.
+        input_name: Of the model's input: an array of an .npz may be called so.
 
     Raises:
         UsageError: No such set, files in it that are no images, or an array of another shape or dtype.
@@ -209,21 +212,21 @@ def open_calibration(name: str, count: int, seed: int, recipe: Preprocess) -> Ca
     if name.startswith(f"{RENDERED}:"):
         return _open_rendered(name, count, seed)
     path = Path(name)
+    reason = paths.fault(path)
     try:
-        if path.is_dir():
+        if reason == "is a folder":
             files = image_files(path)
             return ChosenFiles(name, files, Choice.of(len(files), count, seed))
-        if path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES:
-            array = load_array(path, recipe.input_size)
+        if not reason and path.suffix.lower() in ARRAY_SUFFIXES:
+            array = load_array(path, recipe.input_size, input_name)
             choice = Choice.of(len(array), count, seed)
             return (
                 ChosenRows(name, array, choice) if array.dtype == np.uint8 else CalibrationInputs(name, array, choice)
             )
-        exists = path.exists()
     except OSError as error:
         raise BadInputError(f"{error.filename or path} can't be read: {error.strerror}") from error
     wanted = f"neither a folder of images nor an array ({', '.join(ARRAY_SUFFIXES)})"
-    raise UsageError(f"{name!r} {f'is {wanted}' if exists else 'does not exist'}")
+    raise UsageError(f"{paths.shown(name)!r} {reason or f'is {wanted}'}")
 
 
 def _open_rendered(name: str, count: int, seed: int) -> ChosenRendered:
@@ -280,8 +283,8 @@ def _check(header: Header, what: str, input_size: tuple[int, ...], size: int) ->
         fits = dtype == np.float32 and shape[1:] == tuple(input_size)
     if not fits:
         raise UsageError(f"{told}; calibration takes {wanted}", *_hints(header))
-    if header.bytes != size - header.offset:
-        raise BadInputError(f"{told}, which is {header.bytes:,} bytes of values; it holds {size - header.offset:,}")
+    if header.nbytes != size - header.offset:
+        raise BadInputError(f"{told}, which is {header.nbytes:,} bytes of values; it holds {size - header.offset:,}")
     if shape[0] == 0:
         raise BadInputError(f"{what} holds no images")
 
@@ -294,12 +297,13 @@ def _hints(header: Header) -> tuple[Hint, ...]:
     return ()
 
 
-def load_array(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
-    """Open an .npy, mapped, or the one array of an .npz, or the one that is called "images". Nothing is ever unpickled.
+def load_array(path: Path, input_size: tuple[int, ...], name: str = ARRAY_NAME) -> NDArray[Any]:
+    """Open an .npy, mapped, or the one array of an .npz, or the one with a name or "images". Nothing is ever unpickled.
 
     Args:
         path: The file.
         input_size: (channels, height, width) of the model's input.
+        name: Of the array in an .npz with several.
 
     Returns:
         uint8 [N, height, width, 3] or float32 [N, channels, height, width], at least one row.
@@ -312,7 +316,7 @@ def load_array(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
     """
     is_archive = path.suffix.lower() == ARRAY_SUFFIXES[1]
     with _translated(path):
-        return _load_archived(path, input_size) if is_archive else _map(path, input_size)
+        return _load_archived(path, input_size, name) if is_archive else _map(path, input_size)
 
 
 def _map(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
@@ -323,30 +327,30 @@ def _map(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
 
 
-def _load_archived(path: Path, input_size: tuple[int, ...]) -> NDArray[Any]:
+def _load_archived(path: Path, input_size: tuple[int, ...], name: str) -> NDArray[Any]:
     with zipfile.ZipFile(path) as archive:
         check_archive(path, archive)
-        info = _member(path, archive)
+        info = _member(path, archive, name)
         with archive.open(info) as stream:
             header = Header.read(stream)
         _check(header, f"{path}: {info.filename}", input_size, info.file_size)
-        if header.bytes > MAX_BYTES:
-            told = f"{path}: {info.filename} is {header.bytes:,} bytes; at most {MAX_BYTES:,} are unpacked into memory"
+        if header.nbytes > MAX_BYTES:
+            told = f"{path}: {info.filename} is {header.nbytes:,} bytes; at most {MAX_BYTES:,} are unpacked into memory"
             raise BadInputError(told, Hint("np.save", "writes an .npy, which may be of any size"))
         data = archive.read(info)  # checks the checksum, which numpy's own reading of a part does not
     return header.array(data)
 
 
-def _member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """Return the array that is meant."""
     infos = archive.infolist()
-    named = [info for info in infos if info.filename == f"{ARRAY_NAME}.npy"]
+    names = (f"{name}{SUFFIX}", f"{ARRAY_NAME}{SUFFIX}")
+    named = sorted((info for info in infos if info.filename in names), key=lambda info: names.index(info.filename))[:1]
     meant = infos if len(infos) == 1 else named
-    if len(meant) != 1 or not meant[0].filename.endswith(".npy"):
-        found = ", ".join(info.filename.removesuffix(".npy") for info in infos[:10]) or "none"
-        raise UsageError(
-            f"{path} has {len(infos)} arrays ({found}); calibration takes one, or the one called {ARRAY_NAME!r}"
-        )
+    if len(meant) != 1 or not meant[0].filename.endswith(SUFFIX):
+        found = ", ".join(info.filename.removesuffix(SUFFIX) for info in infos[:10]) or "none"
+        wanted = " or ".join(map(repr, dict.fromkeys((name, ARRAY_NAME))))
+        raise UsageError(f"{path} has {len(infos)} arrays ({found}); one is taken, or the one called {wanted}")
     return meant[0]
 
 

@@ -205,18 +205,21 @@ def _joined(pieces: Sequence[Floats]) -> Floats:
     return np.concatenate([np.empty(0, np.float32), *pieces]).astype(np.float32)
 
 
-def _ranges(arrays: Mapping[str, NDArray[Any]], channels: Sequence[int]) -> Iterator[TensorRange]:
+def _ranges(arrays: Mapping[str, NDArray[Any]], channels: Sequence[Any]) -> Iterator[TensorRange]:
     """Yield what a file's arrays hold, after checking that they fit one another and can be ranges at all."""
     wanted = (len(channels), 5), (len(channels), BINS)
     if (arrays["scalars"].shape, arrays["histograms"].shape) != wanted:
         raise ValueError(f"{len(channels)} tensors need scalars and histograms of {wanted}")
-    if not all(isinstance(count, int) and count >= 0 for count in channels):
+    if any(not isinstance(count, int) or count < 0 for count in channels):
         raise ValueError("its numbers of channels are no numbers")
     pieces = [arrays[key].astype(np.float32) for key in ("channel_min", "channel_max", "channel_mean")]
     if any(piece.shape != (sum(channels),) for piece in pieces):
         raise ValueError(f"{sum(channels)} channels need as many values")
-    tables = [arrays[key].astype(np.float64) for key in ("scalars", "histograms")]
-    if not all(np.isfinite(values).all() for values in (*tables, *pieces)) or tables[1].min(initial=0.0) < 0:
+    tables: list[Weights] = [arrays[key].astype(np.float64) for key in ("scalars", "histograms")]
+    finite = all(bool(np.isfinite(values).all()) for values in tables) and all(
+        bool(np.isfinite(values).all()) for values in pieces
+    )
+    if not finite or tables[1].min(initial=0.0) < 0:
         raise ValueError("its values are not finite, or weigh less than nothing")
     ends = np.cumsum(channels, dtype=np.int64)[:-1]
     for scalars, histogram, *split in zip(*tables, *(np.split(piece, ends) for piece in pieces), strict=True):

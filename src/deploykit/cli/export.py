@@ -25,6 +25,7 @@ EXAMPLES = (
     "deploykit export tiny-lcm-unet --fp16 --ort --openvino",
     "deploykit export lcm:path/to/folder --dynamic height --dynamic width --openvino",
     "deploykit export model.onnx --openvino",
+    "deploykit export tiny-convnext --opset 17 --ort",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
     "deploykit export tiny-dinov2 --int8-weights --ort --openvino",
@@ -83,6 +84,12 @@ def export(
     sm: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="GPUs to build engines for, as 75,86,89; else all that can run it."),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="ONNX operator set, for a runtime that takes none newer; else the model's."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -164,6 +171,7 @@ def export(
         dynamic=tuple(dynamic or ()),
         profile=tuple(profile or ()),
         sm=_capabilities(sm),
+        opset=opset,
         data=str(data) if data else None,
         eval_size=eval_size,
         golden=str(golden) if golden else None,

@@ -79,8 +79,9 @@ def print_report(report: Report, sizes: dict[str, int], *, details: bool = True)
     console = out()
     console.print(terminal.table(report, sizes))
     if details:
-        for line in (*terminal.complaints(report), *terminal.power(report), *terminal.repairs(report)):
-            console.print(line, markup=False)
+        for told in (terminal.complaints, terminal.spreads, terminal.power, terminal.repairs):
+            for line in told(report):
+                console.print(line, markup=False)
 
 
 class Stages:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from deploykit import paths
 from deploykit.data import images
 from deploykit.data.classnames import ClassIndices, ClassNames, classes_by_name_or_index
 from deploykit.data.faults import Faults
@@ -41,16 +42,16 @@ def labelled_files(path: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
         UsageError: Neither of them, or it doesn't fit the model; see `from_folder` and `from_csv`.
         BadInputError: It holds no images, or can't be read.
     """
+    reason = paths.fault(path)
     try:
-        if path.is_dir():
+        if reason == "is a folder":
             return from_folder(path, labels)
-        if path.is_file() and path.suffix.lower() in CSV_SUFFIXES:
+        if not reason and path.suffix.lower() in CSV_SUFFIXES:
             return from_csv(path, labels)
-        exists = path.exists()
     except OSError as error:
         raise BadInputError(f"{error.filename or path} can't be read: {error.strerror}") from error
-    what = f"is neither a folder nor a list of images ({', '.join(CSV_SUFFIXES)})" if exists else "does not exist"
-    raise UsageError(f"{path} {what}")
+    what = f"is neither a folder nor a list of images ({', '.join(CSV_SUFFIXES)})"
+    raise UsageError(f"{paths.shown(path)} {reason or what}")
 
 
 def from_folder(root: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:

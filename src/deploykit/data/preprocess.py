@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess
 from deploykit.data.images import MAX_PIXELS
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.optional import require
 
 Size = tuple[int, int]
@@ -47,6 +47,24 @@ CROP_MODES: Mapping[str, Callable[[Size, Size], Size]] = {
 }
 
 
+#: Of images: grey, and their three colours.
+CHANNELS = (1, 3)
+
+
+def check_channels(recipe: Preprocess) -> None:
+    """Refuse a number of channels that no image has.
+
+    Raises:
+        UsageError: It is one.
+    """
+    channels = recipe.input_size[0]
+    if channels not in CHANNELS:
+        raise UsageError(
+            f"{channels} channels: images have 1 or 3, so that inputs of {channels} can't be made of any",
+            Hint("--golden FILE.npz", f"takes prepared inputs, float32 [N, {', '.join(map(str, recipe.input_size))}]"),
+        )
+
+
 def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
     """Resize and cut the centre, as timm's test transform and torchvision do, to the pixel.
 
@@ -55,11 +73,11 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
         recipe: What the model was trained for.
 
     Returns:
-        uint8 [height, width, 3] of the recipe's input size.
+        uint8 [height, width, channels] of the recipe's input size; one channel is grey, as ITU-R 601 weighs the colours.
 
     Raises:
         MissingComponentError: Pillow is not installed.
-        UsageError: The recipe names an interpolation or crop mode that isn't known.
+        UsageError: The recipe names an interpolation or crop mode that isn't known, or channels that no image has.
         BadInputError: The image is so narrow that its long side would be resized to more than can be held.
     """
     require("PIL")
@@ -74,13 +92,16 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
     if recipe.interpolation not in filters or recipe.crop_mode not in CROP_MODES:
         known = f"{', '.join(filters)} and {', '.join(CROP_MODES)}"
         raise UsageError(f"unknown preprocessing {recipe.interpolation!r} / {recipe.crop_mode!r}; known: {known}")
+    check_channels(recipe)
     size = image.shape[0], image.shape[1]
     height, width = CROP_MODES[recipe.crop_mode](size, recipe.resized)
     if not 0 < height * width <= MAX_PIXELS:
         told = f"resized to {width}x{height} before the crop"
         raise BadInputError(f"{size[1]}x{size[0]} pixels are too narrow: {told}")
-    resized = Image.fromarray(image).resize((width, height), filters[recipe.interpolation], reducing_gap=None)
-    return _centre(np.asarray(resized), recipe)
+    picture = Image.fromarray(image)
+    coloured = picture.convert("L") if recipe.input_size[0] == 1 else picture
+    resized = coloured.resize((width, height), filters[recipe.interpolation], reducing_gap=None)
+    return _centre(np.atleast_3d(np.asarray(resized)), recipe)
 
 
 def _centre(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
@@ -102,11 +123,11 @@ def normalize(crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float3
     """Scale to 0..1, subtract the mean, divide by the standard deviation.
 
     Args:
-        crops: uint8 [N, height, width, 3].
+        crops: uint8 [N, height, width, channels].
         recipe: Holds mean and std.
 
     Returns:
-        float32 [N, 3, height, width], contiguous.
+        float32 [N, channels, height, width], contiguous.
     """
     mean = np.asarray(recipe.mean, np.float32)
     std = np.asarray(recipe.std, np.float32)
@@ -115,13 +136,14 @@ def normalize(crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float3
 
 
 def prepare(images: Iterable[NDArray[np.uint8]], recipe: Preprocess) -> NDArray[np.float32]:
-    """Crop and normalize a few images: uint8 [height, width, 3] each, to float32 [N, 3, height, width]."""
+    """Crop and normalize a few images: uint8 [height, width, 3] each, to float32 [N, channels, height, width]."""
     return normalize(np.stack([crop(image, recipe) for image in images]), recipe)
 
 
 def stretched(crops: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Return crops at another size, uint8 [N, height, width, 3]: bicubic, antialiased, whatever their proportions were."""
+    """Return crops at another size, uint8 [N, height, width, channels]: bicubic, antialiased, whatever their proportions."""
     from PIL import Image
 
-    resized = (Image.fromarray(crop).resize((width, height), Image.Resampling.BICUBIC) for crop in crops)
-    return np.stack([np.asarray(image) for image in resized])
+    pictures = (Image.fromarray(crop[..., 0] if crop.shape[2] == 1 else crop) for crop in crops)
+    resized = (picture.resize((width, height), Image.Resampling.BICUBIC) for picture in pictures)
+    return np.stack([np.atleast_3d(np.asarray(picture)) for picture in resized])

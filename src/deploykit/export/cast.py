@@ -30,6 +30,8 @@ PRECISIONS: Final[Mapping[str, str]] = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 LEAST_OPSET: Final[Mapping[str, int]] = {"fp16": 13, "bf16": 18}
 #: The opset since which Conv and most others take bfloat16.
 BFLOAT16_OPSET: Final = 22
+#: The opset that a graph comes to by being cast, where that is more than it had.
+RAISED_OPSET: Final[Mapping[str, int]] = {"bf16": BFLOAT16_OPSET}
 #: Q/DQ take scales in half since this opset.
 ROUNDING_OPSET: Final = 19
 
@@ -103,8 +105,7 @@ def _run(inputs: Inputs, options: CastOptions, workspace: Workspace) -> Facts:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass(strict_mode=False)(model)
     check_model(model, options.precision, modules)
-    if options.precision == "bf16":
-        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], RAISED_OPSET.get(options.precision, 0))
     half = ir.DataType[PRECISIONS[options.precision]]
     table = _table(inputs, options, model.graph)
     islands = find(model.graph, Question(half, options.islands, table, modules, frozenset(options.without)))

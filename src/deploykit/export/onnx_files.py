@@ -26,6 +26,8 @@ MODULES = "modules.json"
 PREFIX = "deploykit."
 #: ONNX's inference loses the shape in this operator's body, and with it every one after it; it is that of the input.
 GROUP_NORM = "GroupNormalization"
+#: From this IR version on initializers need not be inputs too.
+FREE_INITIALIZERS = 4
 #: Tensors of fewer bytes stay in the graph's own file: shapes, axes and scalars, which shape inference reads.
 INLINE_BELOW = 1024
 
@@ -136,6 +138,16 @@ def strip(model: onnx.ModelProto) -> None:
         for entry in holder:
             entry.doc_string = ""
             del entry.metadata_props[:]
+
+
+def fix_initializers(model: onnx.ModelProto) -> None:
+    """Take initializers off the inputs, in place: before IR version 4 they had to be listed there, and later they may be."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constant]
+    if len(kept) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
 
 
 def embed(model: onnx.ModelProto, texts: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from deploykit.export import (
     calibrate,
     cast,
     injected_faults,
+    opset,
     probe,
     ranges,
     reference,
@@ -64,7 +65,8 @@ class Cell:
 class ImagesRequest:
     """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own.
 
-    `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes.
+    `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes; those that
+    are `prepared` are inputs already.
     """
 
     images: str
@@ -72,6 +74,7 @@ class ImagesRequest:
     count: int | None
     size: int = NATIVE_SIZE
     labelled: bool = True
+    prepared: bool = False
 
 
 #: Of a part of an axis: the least, the usual and the largest size.
@@ -94,6 +97,7 @@ class Request:
         profiles: Open axes by name, with the least, the usual and the largest size of those that are not the family's; of an
             axis that is tuned for in several parts, those of each.
         capabilities: Compute capabilities of GPUs to build for, as 86 for 8.6; empty for all that a precision runs on.
+        opset: ONNX operator set of the graph that all are made from; None is the family's.
         kept: First outputs of layers that stay in the higher precision, by cell, beside those of the family's recipe.
     """
 
@@ -107,6 +111,7 @@ class Request:
     table: ranges.TableOptions | None = None
     profiles: Mapping[str, tuple[Sizes, ...]] = field(default_factory=dict)
     capabilities: tuple[int, ...] = ()
+    opset: int | None = None
     kept: Mapping[Cell, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -139,6 +144,8 @@ def check_request(original: Original, request: Request) -> tuple[Family, Mapping
         raise UsageError(f"--batch {request.batch} and --dynamic batch contradict one another: choose one")
     if original.fixed_batch is not None:
         _check_fixed_batch(original.id, original.fixed_batch, request)
+    if request.opset is not None and request.opset < opset.OLDEST:
+        raise UsageError(f"--opset {request.opset}: the oldest is {opset.OLDEST}")
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch}: a batch has at least one row")
     _check_profiles(family, original.takes, request, targets.values())
@@ -257,6 +264,11 @@ def _target(cell: Cell, request: Request) -> Target:
         raise UnsupportedError(
             f"{target.title} computes {cell.precision} wrongly where an axis is open, without a word",
             Hint("--batch N", "instead of --dynamic"),
+        )
+    raised = cast.RAISED_OPSET.get(cell.precision, 0) if target.typed else 0
+    if request.opset is not None and request.opset < raised:
+        raise UnsupportedError(
+            f"{cell.precision} for {target.title} needs opset {raised}, not {request.opset}", Hint(f"--opset {raised}")
         )
     if cell.precision in CALIBRATED and not (request.calibration or request.prompts or request.table):
         raise UsageError(
@@ -447,14 +459,19 @@ REPAIRABLE = frozenset({"int8", "fp8"})
 def _graphs(original: Original, family: Family, request: Request) -> list[Node]:
     first = FIRST[original.form](family, request)
     simplified = Node("simplify", simplify.STAGE, simplify.SimplifyOptions(), {"graph": first.id, "golden": GOLDEN})
-    if not family.rewrites:
-        return [first, simplified]
-    options = rewrite.RewriteOptions(family.rewrites)
-    return [first, simplified, Node("rewrite", rewrite.STAGE, options, {"graph": simplified.id, "golden": GOLDEN})]
+    nodes = [first, simplified]
+    if family.rewrites:
+        rewriting = rewrite.RewriteOptions(family.rewrites)
+        nodes.append(Node("rewrite", rewrite.STAGE, rewriting, {"graph": nodes[-1].id, "golden": GOLDEN}))
+    if request.opset is not None:
+        wanted = opset.OpsetOptions(request.opset)
+        nodes.append(Node("opset", opset.STAGE, wanted, {"graph": nodes[-1].id, "golden": GOLDEN}))
+    return nodes
 
 
 def _traced(family: Family, request: Request) -> Node:
-    options = trace.TraceOptions(request.batch, request.dynamic, family.opset)
+    wanted = family.opset if request.opset is None else min(family.opset, max(request.opset, opset.EXPORTED))
+    options = trace.TraceOptions(request.batch, request.dynamic, wanted)
     return Node("trace", trace.STAGE, options, {"original": ORIGINAL})
 
 
@@ -488,4 +505,5 @@ def _images_options(request: ImagesRequest, original: Original) -> reference.Ima
         request.size,
         original.labels if request.labelled else (),
         original.recipe,
+        request.prepared,
     )

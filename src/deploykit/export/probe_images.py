@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploykit.data.imageset import prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
-from deploykit.errors import InternalError
+from deploykit.errors import InternalError, UsageError
 from deploykit.export import reference
 from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, ORIGINAL, Asked, Probe
 from deploykit.export.stage import Node
@@ -23,6 +23,8 @@ class ImagesProbe(Probe):
 
     def nodes(self, original: Original, asked: Asked) -> tuple[Node, ...]:
         """Return the nodes that render images and normalise the first of them, a few at other sizes where axes are open."""
+        if asked.images is not None and asked.images.prepared:
+            return _prepared(original, asked, asked.images)
         options = reference.GoldenOptions(asked.count, original.input_name, original.recipe)
         images = Node(GOLDEN_IMAGES, reference.IMAGES, _images(asked), {})
         tried = {axis: sizes for axis, sizes in asked.tried.items() if sizes}
@@ -42,6 +44,15 @@ class ImagesProbe(Probe):
             answers = ask(session, inputs, asked.at_once).arranged()
             rounding = measured_rounding(session, inputs, asked.at_once)
         return Golden(inputs, {golden.ORIGINAL: answers}, rounding=rounding)
+
+
+def _prepared(original: Original, asked: Asked, images: reference.ImagesOptions) -> tuple[Node, ...]:
+    tried = [axis for axis, sizes in asked.tried.items() if sizes]
+    if tried:
+        raise UsageError(
+            f"--golden {images.images} holds prepared inputs, all of one size: with --dynamic {tried[0]} images are needed"
+        )
+    return (Node(GOLDEN, reference.PREPARED, reference.PreparedOptions(images, original.input_name), {}),)
 
 
 def _images(asked: Asked) -> reference.ImagesOptions:

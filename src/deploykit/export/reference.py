@@ -14,7 +14,7 @@ from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.calibration.images import CalibrationInputs, open_calibration
 from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_crops, rendered_images
-from deploykit.data.preprocess import normalize, stretched
+from deploykit.data.preprocess import check_channels, normalize, stretched
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
 from deploykit.export.own_run import open_graph
@@ -45,6 +45,7 @@ class ImagesOptions:
         size: Pixels of rendered images.
         labels: The model's classes by index; none where the images need not show them.
         preprocess: From image to crop.
+        prepared: They are inputs already.
     """
 
     images: str
@@ -53,6 +54,7 @@ class ImagesOptions:
     size: int
     labels: tuple[str, ...]
     preprocess: Preprocess
+    prepared: bool = False
 
 
 def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspace) -> Facts:
@@ -73,22 +75,39 @@ def _open(options: ImagesOptions) -> ImageSet:
         return open_imageset(options.images, options.labels, options.count)
     if options.images.startswith(f"{RENDERED}:"):
         return rendered_images(options.images, options.count, options.size)
-    found = unlabelled(options.images, options.count or 1, options.preprocess)
-    if found.digest != options.digest:
-        raise BadInputError(f"{options.images} has changed since this began: start again when it is complete")
+    found = unlabelled(options.images, options.count or 1, options.preprocess, "")
+    _check_unchanged(found, options)
+    assert not isinstance(found, CalibrationInputs), "those are planned as what they are"  # noqa: S101
     return found
 
 
-def unlabelled(name: str, count: int, recipe: Preprocess) -> ImageSet:
-    """Choose images that need no labels from a folder or an array (uint8 [N, height, width, 3], .npy or .npz).
+def _check_unchanged(found: ImageSet | CalibrationInputs, options: ImagesOptions) -> None:
+    if found.digest != options.digest:
+        raise BadInputError(f"{options.images} has changed since this began: start again when it is complete")
+
+
+def unlabelled(name: str, count: int, recipe: Preprocess, input_name: str) -> ImageSet | CalibrationInputs:
+    """Choose images that need no labels from a folder or an array, or prepared inputs from an array (.npy or .npz).
+
+    Images are uint8 [N, height, width, 3], prepared inputs float32 [N, channels, height, width], of which there may be fewer.
+
+    Args:
+        name: What the user typed.
+        count: How many are taken.
+        recipe: Of the original; what images can't be made into is refused.
+        input_name: Of the original's input.
 
     Raises:
-        UsageError: No such set, too few images in it, or inputs that were prepared already.
-        BadInputError: It holds no images, is damaged, or can't be read.
+        UsageError: No such set, too few images in it, or an array of another shape or dtype.
+        BadInputError: It holds no images, is damaged, holds NaN or infinity, or can't be read.
     """
-    found = open_calibration(name, count, GOLDEN_SEED, recipe)
+    found = open_calibration(name, count, GOLDEN_SEED, recipe, input_name)
     if isinstance(found, CalibrationInputs):
-        raise UsageError(f"{name} holds prepared inputs; golden inputs are made of images")
+        wrong = [index for index in range(len(found)) if not np.isfinite(found.row(index)).all()]
+        if wrong:
+            raise BadInputError(f"{name}: {found.title(wrong[0])} holds NaN or infinity")
+        return found
+    check_channels(recipe)
     if len(found) < count:
         raise UsageError(f"{name} holds {len(found)} images; golden inputs are made of {count}")
     return found
@@ -118,6 +137,24 @@ def _golden_inputs(inputs: Inputs, options: GoldenOptions, workspace: Workspace)
     crops = np.load(inputs["images"].path(CROPS), mmap_mode="r")[: options.count]
     save_tensors(workspace.folder / TENSORS, {options.input_name: normalize(crops, options.preprocess)})
     return {"inputs": len(crops)}
+
+
+@dataclass(frozen=True)
+class PreparedOptions:
+    """Which prepared inputs become golden inputs, as the tensor `input_name`."""
+
+    images: ImagesOptions
+    input_name: str
+
+
+def _prepared_inputs(_inputs: Inputs, options: PreparedOptions, workspace: Workspace) -> Facts:
+    images = options.images
+    found = unlabelled(images.images, images.count or 1, images.preprocess, options.input_name)
+    _check_unchanged(found, images)
+    assert isinstance(found, CalibrationInputs), "planned as such"  # noqa: S101
+    rows = np.stack([found.row(index) for index in range(len(found))])
+    save_tensors(workspace.folder / TENSORS, {options.input_name: rows})
+    return {"inputs": len(rows), "set": images.images}
 
 
 @dataclass(frozen=True)
@@ -236,6 +273,7 @@ def _original_answers(inputs: Inputs, options: AnswersOptions, workspace: Worksp
 
 IMAGES = Stage("images", 2, {}, "images", ("PIL",), _prepare_images)
 GOLDEN = Stage("golden", 1, {"images": "images"}, "tensors", (), _golden_inputs)
+PREPARED = Stage("golden-prepared", 1, {}, "tensors", (), _prepared_inputs)
 HUB_OUTPUTS = Stage(
     "hub-outputs", 4, {"graph": "graph", "golden": "tensors"}, "tensors", ("onnx", "onnxruntime"), _hub_outputs
 )

@@ -2,7 +2,8 @@
 
 safetensors can hold nothing but tensors. PyTorch's own formats are pickles: they are read by the restricted unpickler
 (`weights_only=True`), which builds tensors and plain containers, and calls nothing else. Options and metrics that training
-scripts save beside them are stepped over: numpy's own classes crash the process on made-up state.
+scripts save beside them are stepped over: numpy's own classes crash the process on made-up state. Of options, plain values are
+kept: they may say what images the network was trained on.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from deploykit import paths
 from deploykit.arrays import check_archive, unpacked_limit
 from deploykit.errors import BadInputError, Hint, UsageError
+from deploykit.models import dtypes, shards
+from deploykit.models.fit import SHOWN, State, check_finite, without_prefixes
 from deploykit.optional import require
 
-if TYPE_CHECKING:
-    import torch
-
-State = dict[str, "torch.Tensor"]
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
+SAFETENSORS: Final = ".safetensors"
+SUFFIXES = (SAFETENSORS, ".pt", ".pth", ".tar", ".bin", ".ckpt")
 #: How an archive begins.
 ARCHIVE: Final = b"PK\x03\x04"
-#: Where training scripts keep the weights, best first: averaged weights are what they evaluate.
-KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
+#: Where training scripts keep averaged weights, which are what they evaluate, and where the others, best first.
+AVERAGED: Final = ("state_dict_ema", "model_ema", "ema")
+KEYS: Final = (*AVERAGED, "state_dict", "model", "module", "net")
+#: Where they keep their options.
+OPTIONS: Final = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
+NAMESPACE: Final = "argparse.Namespace"
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-#: What training scripts save beside tensors: options, paths, the numbers of a best metric. None of it is read.
+#: What training scripts save beside tensors: paths, the numbers of a best metric. None of it is read.
 IGNORED = (
-    "argparse.Namespace",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     "numpy.dtype",
@@ -49,15 +52,28 @@ UNREADABLE = (
 ADVICE = re.compile(r"Weights only load failed|Please file an issue|Check the documentation|\t")
 #: What wrappers that average count beside the weights.
 COUNTERS = ("n_averaged",)
-#: What wrappers put before every name.
-PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        state: Names without wrappers' prefixes, to tensors on the CPU; their values may be anything, NaN too.
+        notes: What of it was taken from where, where that isn't plain.
+        options: Of the script that saved it: names to numbers, texts and lists of numbers.
+    """
+
+    state: State
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> State:
-    """Read a state dict.
+    """Read a state dict whose values are finite.
 
     Args:
-        path: .safetensors, or a PyTorch checkpoint.
+        path: .safetensors, a PyTorch checkpoint, or an index of several such files.
         key: Where in a PyTorch checkpoint the weights are; None looks where training scripts keep them.
 
     Returns:
@@ -67,18 +83,46 @@ def read_checkpoint(path: Path, key: str | None = None) -> State:
         UsageError: No such file, an unknown ending, or no such key.
         BadInputError: Truncated, garbage, holding code, holding no weights, or holding NaN.
     """
+    state = read(path, key).state
+    check_finite(state, path)
+    return state
+
+
+def read(path: Path, key: str | None = None) -> Checkpoint:
+    """Read all that a checkpoint says of a network. Takes and raises what `read_checkpoint` does, NaN apart."""
     require("torch", "safetensors")
     paths.check_file(path)
+    if shards.is_index(path):
+        return _read_shards(path, key)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
-    if path.suffix == ".safetensors":
+    if path.suffix == SAFETENSORS:
         if key is not None:
             raise UsageError(f"--checkpoint-key {key}: a safetensors file has no keys, it is one state dict")
-        state: Mapping[str, Any] = _read_safetensors(path)
-    else:
-        found = _select(_read_pickle(path), key, path)
-        state = {name: value for name, value in found.items() if name not in COUNTERS}
-    return _checked(_without_prefixes(state), path)
+        return Checkpoint(_checked(without_prefixes(_read_safetensors(path)), path))
+    loaded = _read_pickle(path)
+    found, notes = _select(loaded, key, path)
+    named = {name: value for name, value in found.items() if name not in COUNTERS}
+    return Checkpoint(_checked(without_prefixes(named), path), notes, _options(loaded))
+
+
+def _read_shards(index: Path, key: str | None) -> Checkpoint:
+    """Read the files that an index names; each must hold what the index says, and may hold nothing else.
+
+    Raises:
+        BadInputError: One is missing or damaged, or holds other tensors.
+    """
+    if key is not None:
+        raise UsageError(f"--checkpoint-key {key}: {index.name} has no keys, it is one state dict")
+    shards.parts_of(index)
+    whole: State = {}
+    for name, tensors in shards.shards_of(index).items():
+        path = index.parent / name
+        found = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickle(path)
+        if not isinstance(found, Mapping) or set(found) != set(tensors):
+            raise BadInputError(f"{path} holds other tensors than {index.name} says")
+        whole |= _checked(found, path)
+    return Checkpoint(without_prefixes(whole))
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -97,7 +141,7 @@ def _read_pickle(path: Path) -> object:
 
     _check_unpacked(path)
     try:
-        stand_ins: list[Any] = [(_Ignored, name) for name in IGNORED]
+        stand_ins: list[Any] = [(_Ignored, name) for name in IGNORED] + [(_Namespace, NAMESPACE)]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols and sparse tensors: what can't be read is refused
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,6 +175,15 @@ class _Ignored:
     def __setstate__(self, _: object) -> None: ...
 
 
+class _Namespace:
+    """Stands in for a script's options: keeps them as the data that they are."""
+
+    values: Mapping[object, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.values = state if isinstance(state, dict) else {}
+
+
 def _refused(path: Path, error: Exception) -> BadInputError:
     """Say what the restricted unpickler found, without its advice to read the file unrestricted."""
     hint = Hint("--weights FILE.safetensors", "save the state dict with safetensors.torch.save_file")
@@ -142,50 +195,115 @@ def _refused(path: Path, error: Exception) -> BadInputError:
     return BadInputError(f"{path} is no checkpoint that PyTorch reads: {told}", hint)
 
 
-def _select(loaded: object, key: str | None, path: Path) -> Mapping[str, Any]:
-    """Find the state dict in what a training script saved."""
+def _select(loaded: object, key: str | None, path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """Find the state dict in what a training script saved; return it with what is to be told."""
     if not isinstance(loaded, Mapping):
         raise BadInputError(f"{path} holds a {type(loaded).__name__}, no state dict")
     if key is not None:
-        if not isinstance(loaded.get(key), Mapping):
-            raise UsageError(f"{path} has no weights at {key!r}; its keys: {', '.join(map(str, loaded))}"[:400])
-        found: Mapping[str, Any] = loaded[key]
+        return _asked(loaded, key, path), ()
+    found = {place: state for place in KEYS if (state := _state_at(loaded, place))}
+    if not found:
+        places = [place for place in KEYS if isinstance(loaded.get(place), Mapping) and loaded[place]]
+        return (loaded[places[0]] if places else loaded), ()
+    first, *others = found
+    odd = [place for place in AVERAGED if loaded.get(place) is not None and place not in found]
+    notes = tuple(f"{place} holds no state dict: weights are those of {first}" for place in odd)
+    for other in others if first in AVERAGED else ():
+        whole, lacking = _completed(found[first], found[other])
+        if lacking:
+            told = f"{', '.join(lacking[:SHOWN])}{', …' if len(lacking) > SHOWN else ''}"
+            return whole, (*notes, f"{first} averages parameters alone; from {other}: {told}")
+    return found[first], notes
+
+
+def _state_at(loaded: Mapping[Any, Any], place: str) -> Mapping[Any, Any] | None:
+    """Return the state dict at a key, or, where averages lie, at a key within it, as wrappers save them."""
+    value = loaded.get(place)
+    wrapped = value if place in AVERAGED and isinstance(value, Mapping) else {}
+    inside = [wrapped.get(key) for key in (*KEYS, "shadow")]
+    candidates = [each for each in (value, *inside) if isinstance(each, Mapping)]
+    return next((each for each in candidates if any(map(_is_tensor, each.values()))), None)
+
+
+def _completed(averaged: Mapping[Any, Any], whole: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[str]]:
+    """Return averages with what they lack of a whole state dict, and the names of that; none where they aren't part of it."""
+    averages, all_ = (
+        without_prefixes({name: value for name, value in each.items() if name not in COUNTERS})
+        for each in (averaged, whole)
+    )
+    lacking = [str(name) for name in all_ if name not in averages]
+    if not averages.keys() <= all_.keys():
+        return averaged, []
+    return {name: averages.get(name, value) for name, value in all_.items()}, lacking
+
+
+def _asked(loaded: Mapping[Any, Any], key: str, path: Path) -> Mapping[Any, Any]:
+    """Return what is at a key, or below a prefix of names.
+
+    Raises:
+        UsageError: Nothing is.
+    """
+    if isinstance(loaded.get(key), Mapping):
+        found: Mapping[Any, Any] = loaded[key]
         return found
-    for known in KEYS:
-        if isinstance(loaded.get(known), Mapping) and loaded[known]:
-            return loaded[known]  # type: ignore[no-any-return]
-    return loaded
+    state, _ = _select(loaded, None, path)
+    names = without_prefixes(state)
+    below = {str(name)[len(key) + 1 :]: value for name, value in names.items() if str(name).startswith(f"{key}.")}
+    if not below:
+        raise UsageError(f"{path} has no weights at {key!r}; its keys: {', '.join(map(str, loaded))}"[:400])
+    return below
 
 
-def _without_prefixes(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Remove what wrappers put before all names, one after another."""
-    names = dict(state)
-    changed = True
-    while changed:
-        changed = False
-        for prefix in PREFIXES:
-            if names and all(str(name).startswith(prefix) for name in names):
-                names = {str(name).removeprefix(prefix): value for name, value in names.items()}
-                changed = True
-    return names
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _options(loaded: object) -> dict[str, object]:
+    """Return the plain values among the options that a training script saved."""
+    found: dict[str, object] = {}
+    saved = loaded if isinstance(loaded, Mapping) else {}
+    for place in OPTIONS:
+        kept = saved.get(place)
+        values = kept.values if isinstance(kept, _Namespace) else kept
+        if isinstance(values, Mapping):
+            found |= {name: value for name, value in values.items() if isinstance(name, str) and _is_option(value)}
+    return found
+
+
+def _is_option(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return 0 < len(value) <= 4 and all(isinstance(one, int | float) for one in value)
+    return isinstance(value, int | float | str)
 
 
 def _checked(state: Mapping[Any, Any], path: Path) -> State:
-    import torch
+    """Return tensors in types that networks compute with.
 
+    Raises:
+        BadInputError: Something else is among them, or they are of a type that isn't read, or repeat a few bytes endlessly.
+    """
     strangers = [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if strangers or not state:
         what = f"{strangers[0]!r} is no plain tensor" if strangers else "it is empty"
-        raise BadInputError(f"{path} holds no state dict: {what}", Hint("--checkpoint-key KEY", "says where it is"))
+        inside = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
+        told = f"says where it is: {', '.join(inside)}"[:100] if inside else "says where it is"
+        raise BadInputError(f"{path} holds no state dict: {what}", Hint("--checkpoint-key KEY", told))
     total, most = sum(value.numel() * value.element_size() for value in state.values()), unpacked_limit(path)
     if total > most:
         raise BadInputError(
             f"{path} holds {total:,} bytes of weights; at most {most:,} are read from a file of its size"
         )
-    for name, value in state.items():
-        if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
-            raise BadInputError(f"{path}: {name} holds NaN or infinity")
-    return dict(state)
+    wide = {name: dtypes.widened(value) for name, value in state.items()}
+    odd = [f"{name} ({dtypes.name_of(state[name])})" for name, value in wide.items() if value is None]
+    if odd:
+        more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+        raise BadInputError(
+            f"{path} holds tensors of types that no network's weights have: {', '.join(odd[:SHOWN])}{more}",
+            Hint("--weights FILE", "takes weights as they were before they were packed: float32, float16 or bfloat16"),
+        )
+    return {name: value for name, value in wide.items() if value is not None}
 
 
 def _is_plain(value: object) -> bool:
@@ -195,43 +313,3 @@ def _is_plain(value: object) -> bool:
     if not isinstance(value, torch.Tensor):
         return False
     return value.layout == torch.strided and not value.is_quantized and not value.is_meta
-
-
-#: What to do about weights of another architecture.
-FIT: Final = Hint("--num-classes N, --model-arg K=V", "builds the network that was trained")
-
-
-def load_into(module: torch.nn.Module, state: State, path: Path, *, hint: Hint = FIT, assign: bool = False) -> None:
-    """Load a state dict that must fit exactly.
-
-    Args:
-        module: Built for it.
-        state: As `read_checkpoint` returns it.
-        path: That it comes from.
-        hint: What to do where it doesn't fit.
-        assign: Let the network have these very tensors, for one that was built without memory.
-
-    Raises:
-        BadInputError: Names or shapes differ; the message names the first of each kind.
-    """
-    own = module.state_dict()
-    wrapped = dict(zip(_without_prefixes(own), own, strict=True))  # a network may have a root of such a name itself
-    state = {wrapped.get(name, name): value for name, value in state.items()}
-    missing = [name for name in own if name not in state and not name.endswith(".num_batches_tracked")]
-    surplus = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or surplus or shapes:
-        told = [
-            f"{len(entries)} {what} (first: {entries[0]})"
-            for what, entries in (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
-            if entries
-        ]
-        raise BadInputError(
-            f"{path} doesn't fit {type(module).__name__}: {'; '.join(told)}",
-            hint,
-        )
-    module.load_state_dict(state, strict=True, assign=assign)

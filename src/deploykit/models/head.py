@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit import paths
 from deploykit.artifact import Preprocess
 from deploykit.data import rendered
 from deploykit.data.preprocess import CROP_MODES, prepare
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models.original import SourceOptions
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 #: What Pillow resizes with.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 #: What images are prepared to where nothing is said: ImageNet's usual.
-USUAL = {
+USUAL: dict[str, Any] = {
     "input_size": (3, 224, 224),
     "interpolation": "bicubic",
     "crop_pct": 0.875,
@@ -27,15 +28,38 @@ USUAL = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+#: Channels that images can be turned to: grey, and their own three colours. Of others there are prepared inputs only.
+GREY, COLOURS = 1, 3
+#: What is said of images in grey where nothing is: half of the range, around its middle.
+USUAL_GREY = {**USUAL, "mean": (0.5,), "std": (0.5,)}
 #: Images that statistics of random networks are settled on.
 SAMPLE = 16
+
+
+def usual(channels: int) -> dict[str, Any]:
+    """Return what images are prepared to where nothing is said, by channels; where no image has as many, nothing is done."""
+    known = {COLOURS: USUAL, GREY: USUAL_GREY}
+    plain = {**USUAL, "mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return {**known.get(channels, plain), "input_size": (channels, *USUAL["input_size"][1:])}
+
+
+def notes_of(recipe: Preprocess, options: SourceOptions) -> tuple[str, ...]:
+    """Return what to tell of images that aren't as most networks take them."""
+    if recipe.input_size[0] != GREY:
+        return ()
+    told = (
+        ""
+        if options.mean and options.std
+        else f"; mean {recipe.mean[0]:g} and std {recipe.std[0]:g} unless --mean and --std say others"
+    )
+    return (f"one channel: images are turned to grey{told}",)
 
 
 def class_count(
     options: SourceOptions,
     state: Mapping[str, torch.Tensor] | None,
     classifier: object,
-    usual: int,
+    pretrained: int,
 ) -> int:
     """Return the size of the head: as asked, else as the checkpoint's head has it, else as the pretrained model has it.
 
@@ -43,7 +67,7 @@ def class_count(
         options: Say it outright, or not.
         state: The checkpoint, where there is one.
         classifier: Name of the last layer (or several) in timm's configuration.
-        usual: Classes of the pretrained model.
+        pretrained: Classes of the pretrained model.
 
     Raises:
         UsageError: Fewer than none were asked for.
@@ -57,7 +81,7 @@ def class_count(
         weight = (state or {}).get(f"{name}.weight")
         if weight is not None:
             return int(weight.shape[0])
-    return 0 if state is not None and names else usual
+    return 0 if state is not None and names else pretrained
 
 
 def _listed(value: object) -> Sequence[object]:
@@ -73,8 +97,7 @@ def labels_of(options: SourceOptions, classes: int) -> tuple[str, ...]:
     """
     if options.labels is not None:
         path = Path(options.labels)
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist (given as --labels)")
+        paths.check_file(path, "--labels")
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
@@ -127,7 +150,11 @@ def preprocess_of(config: Mapping[str, Any], options: SourceOptions) -> Preproce
         )
     channels = recipe.input_size[0]
     if not len(recipe.mean) == len(recipe.std) == channels or not all(map(math.isfinite, recipe.mean + recipe.std)):
-        raise UsageError(f"mean and std are {channels} finite numbers each, found {recipe.mean} and {recipe.std}")
+        example = ",".join(["0.5"] * channels)
+        raise UsageError(
+            f"mean and std are {channels} finite numbers each, found {recipe.mean} and {recipe.std}",
+            Hint(f"--mean {example} --std {example}", "as the network was trained"),
+        )
     return recipe
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from deploykit import optional, serde
 from deploykit.artifact import Preprocess
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UsageError
-from deploykit.models import head, hf_preprocess, random_weights, source_timm
-from deploykit.models.checkpoint import State, read_checkpoint
+from deploykit.models import dtypes, head, hf_preprocess, random_weights, source_timm
+from deploykit.models.checkpoint import read
 from deploykit.models.family import FALLBACK, family_name
+from deploykit.models.fit import COUNTER, State, part_of, refuse
 from deploykit.models.hf_place import CONFIG, Place
 from deploykit.models.hf_quiet import quiet
 from deploykit.models.original import Original, SourceOptions
@@ -39,6 +40,8 @@ UNNAMED = "LABEL_"
 #: The parameter of a token that stands for the whole image.
 CLS = "cls_token"
 SIZE = Hint("--image-size PIXELS", "height and width of the input")
+#: The argument that leaves a pooler off.
+POOLER = "add_pooling_layer"
 #: The method and the argument of embeddings that fit their positions to an image size.
 RESAMPLE = "interpolate_pos_encoding"
 
@@ -81,7 +84,8 @@ def describe(place: Place, data: Mapping[str, Any], options: SourceOptions) -> O
     kind = _kind(place, data, options)
     weights = source_timm.given_weights(options) or place.weights()
     recipe = head.preprocess_of(hf_preprocess.read(place, kind.config, options), options)
-    module = _on_meta(kind, _arguments(kind, _state(weights[0], options)), recipe)
+    state, notes = _state(kind, weights[0], options)
+    module = _on_meta(kind, _arguments(kind, state), recipe)
     settings = {"config": data, "versions": versions, "key": options.checkpoint_key}
     return Original(
         id=place.id,
@@ -97,6 +101,7 @@ def describe(place: Place, data: Mapping[str, Any], options: SourceOptions) -> O
         preprocess=recipe,
         labels=_labels(place, kind, data, options) if kind.task == "logits" else (),
         images=None,
+        notes=notes or None,
     )
 
 
@@ -111,7 +116,7 @@ def open_network(place: Place, data: Mapping[str, Any], original: Original) -> n
     """
     optional.require("torch", "timm", "safetensors", "transformers")
     kind, recipe = _kind(place, data, original.options), original.recipe
-    state = _state(original.weights_file, original.options)
+    state, _ = _state(kind, original.weights_file, original.options)
     arguments = _arguments(kind, state)
     with random_weights.seeded():
         file = original.weights_file
@@ -210,16 +215,28 @@ def _told(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _state(weights_file: str, options: SourceOptions) -> State | None:
-    return read_checkpoint(Path(weights_file), options.checkpoint_key) if weights_file else None
+def _state(kind: Kind, weights_file: str, options: SourceOptions) -> tuple[State | None, tuple[str, ...]]:
+    """Read the network's part of a checkpoint; return it with what is to be told."""
+    import torch
+
+    if not weights_file:
+        return None, ()
+    found = read(Path(weights_file), options.checkpoint_key)
+    with torch.device("meta"):
+        own = _built(kind, {POOLER: False} if _may_pool(kind) else {}).state_dict()
+    part = part_of(own, found.state, Path(weights_file))
+    return part.state, (*found.notes, *part.notes)
+
+
+def _may_pool(kind: Kind) -> bool:
+    return POOLER in inspect.signature(kind.network.__init__).parameters
 
 
 def _arguments(kind: Kind, state: State | None) -> dict[str, Any]:
     """Leave a pooler off that the checkpoint was trained without: it would be made of random values."""
-    optional_pooler = "add_pooling_layer" in inspect.signature(kind.network.__init__).parameters
-    if not optional_pooler or state is None or any("pooler" in name.split(".") for name in state):
+    if not _may_pool(kind) or state is None or any("pooler" in name.split(".") for name in state):
         return {}
-    return {"add_pooling_layer": False}
+    return {POOLER: False}
 
 
 def _built(kind: Kind, arguments: Mapping[str, Any]) -> PreTrainedModel:
@@ -252,17 +269,14 @@ def _loaded(kind: Kind, arguments: Mapping[str, Any], state: State, weights_file
         raise BadInputError(f"{weights_file} can't be loaded into {kind.name}: {_told(error)}") from error
     shapes = [f"{name} {list(given)} for {list(own)}" for name, given, own in found["mismatched_keys"]]
     problems = {
-        "missing": [name for name in found["missing_keys"] if not name.endswith(".num_batches_tracked")],
-        "unknown": list(found["unexpected_keys"]),
-        "of another shape": shapes,
-        "unreadable": list(found["error_msgs"]),
+        "missing": sorted(name for name in found["missing_keys"] if not name.endswith(COUNTER)),
+        "unknown": sorted(found["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+        "of another type": dtypes.misfits(model.state_dict(), state),
+        "unreadable": sorted(found["error_msgs"]),
     }
-    told = [f"{len(names)} {what} (first: {min(names)})" for what, names in problems.items() if names]
-    if told:
-        raise BadInputError(
-            f"{weights_file} doesn't fit {kind.name}: {'; '.join(told)}",
-            Hint(CONFIG, "must be the one that was saved with these weights"),
-        )
+    hint = Hint(CONFIG, "must be the one that was saved with these weights")
+    refuse(f"{weights_file} doesn't fit {kind.name}", problems, hint)
     loaded: PreTrainedModel = model
     return loaded
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploykit.artifact import sha256_of
+from deploykit import paths
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
-from deploykit.models import hub
+from deploykit.models import hub, shards
 
 CONFIG = "config.json"
-#: What stands for weights in several files.
-INDEXES = tuple(f"{name}.index.json" for name in hub.WEIGHTS)
 #: Keys by which a configuration names code: Python beside the model, or a repository of kernels.
 CODE = re.compile("auto_map|_?(attn|experts)_implementation(_internal)?")
+#: What a name may be: a folder, or nothing that is here.
+FOLDER_OR_NOTHING: Final = ("is a folder", "does not exist")
 #: Of Hugging Face's models.
 HF: Final = "hf"
 
@@ -43,17 +44,21 @@ class Place:
         Raises:
             UsageError: It is empty, or a file.
         """
-        path = Path(name).expanduser()
-        if not name or (path.exists() and not path.is_dir()):
-            raise UsageError(f"'{scheme}:{name}': write {scheme}:FOLDER or {scheme}:OWNER/NAME", _folder(scheme))
+        path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves "~nobody" as it is, where pathlib raises
+        reason = paths.fault(path)
+        if not name or reason not in FOLDER_OR_NOTHING:
+            told = f": it {reason or 'is a file'}" if name else ""
+            raise UsageError(
+                f"'{scheme}:{paths.shown(name)}': write {scheme}:FOLDER or {scheme}:OWNER/NAME{told}", _folder(scheme)
+            )
         if path.is_dir():
             return cls(str(path.resolve()), is_folder=True, scheme=scheme)
         return cls(name, is_folder=False, scheme=scheme)
 
     @property
     def text(self) -> str:
-        """As a source text."""
-        return f"{self.scheme}:{self.name}"
+        """As a source text, for messages."""
+        return f"{self.scheme}:{paths.shown(self.name)}"
 
     @property
     def id(self) -> str:
@@ -97,22 +102,62 @@ class Place:
             raise UsageError(f"{self.text} is no model: it has no {CONFIG}", _folder(self.scheme))
         return read_object(path)
 
-    def weights(self) -> tuple[str, str]:
-        """Find the file of the weights, and hash it.
+    def spread(self, stem: str, suffix: str, folders: tuple[str, ...] = ("",)) -> Path | None:
+        """Find weights in one file or several, of whatever variant; those of none go first.
+
+        Args:
+            stem: Of their names, such as "model".
+            suffix: Such as ".safetensors".
+            folders: Where they may lie, such as "unet/".
+
+        Returns:
+            The file, or the index of several, all of which are here; None where there are no such weights.
 
         Raises:
-            UsageError: They are spread over several files.
-            BadInputError: There are none.
+            UsageError: There are several variants and none of them is plain.
+            BadInputError: The index is damaged, or a file that it names is missing.
+            ResourceError: The hub can't be reached.
         """
-        path = self.find(*hub.WEIGHTS)
-        if path is not None:
-            return str(path), sha256_of(path)
-        index = self.find(*INDEXES)
-        if index is not None:
-            raise UsageError(
-                f"{self.text} keeps its weights in several files ({index.name}), which aren't read",
-                Hint("model.save_pretrained(FOLDER, max_shard_size='50GB')", "writes them into one"),
+        plain = self.find(*(f"{folder}{name}" for folder in folders for name in shards.names_of(stem, suffix)))
+        path = plain or self._variant(stem, suffix, folders)
+        if path is not None and shards.is_index(path):
+            self._fetch_shards(path, folders)
+            shards.parts_of(path)
+        return path
+
+    def _variant(self, stem: str, suffix: str, folders: tuple[str, ...]) -> Path | None:
+        variants: tuple[str, ...] = shards.VARIANTS
+        if self.is_folder:
+            variants = next(
+                filter(None, (shards.variants_in(Path(self.name, each), stem, suffix) for each in folders)), ()
             )
+            if len(variants) > 1:
+                raise UsageError(
+                    f"{self.text} holds {stem}{suffix} in {len(variants)} variants, none of them plain: {', '.join(variants)}",
+                    Hint("leave one of them in the folder", "or rename it to that"),
+                )
+        names = (name for each in variants for name in shards.names_of(stem, suffix, each))
+        return self.find(*(f"{folder}{name}" for name in names for folder in folders)) if variants else None
+
+    def _fetch_shards(self, index: Path, folders: tuple[str, ...]) -> None:
+        """Bring the files that an index of the hub names beside it."""
+        if not self.is_folder:
+            folder = next((each for each in folders if each and index.parent.name == each.rstrip("/")), "")
+            for name in shards.shards_of(index):
+                self.find(f"{folder}{name}")
+
+    def weights(self) -> tuple[str, str]:
+        """Find the file of the weights, or the index of several, and hash it.
+
+        Raises:
+            UsageError: There are several variants to choose from.
+            BadInputError: There are none, or some are missing.
+        """
+        for name in hub.WEIGHTS:
+            stem, suffix = name.split(".")
+            path = self.spread(stem, f".{suffix}")
+            if path is not None:
+                return str(path), shards.digest_of(path)
         raise BadInputError(
             f"{self.text} holds no weights: neither {' nor '.join(hub.WEIGHTS)} is there",
             Hint("--weights FILE", "a checkpoint of yours (.safetensors, .pth)"),

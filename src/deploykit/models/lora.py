@@ -37,6 +37,17 @@ PROCESSOR: Final = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.
 #: Where PEFT keeps alpha, as text in the file's header, and what of it makes a change something else.
 METADATA: Final = "lora_adapter_metadata"
 UNUSUAL: Final = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
+#: Adapters of other kinds, by what ends a tensor's name.
+KINDS: Final = (
+    ("DoRA", re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)$")),
+    ("LoHa", re.compile(r"\.hada_(?:w[12]_[ab]|t[12])$")),
+    ("LoKr", re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$")),
+    ("LoCon with a third matrix (Tucker)", re.compile(r"\.lora_mid(?:\.weight)?$")),
+    ("OFT", re.compile(r"\.(?:oft_(?:blocks|diag|r(?:\.\w+)*)|boft_\w+(?:\.\w+)*)$")),
+    ("IA3", re.compile(r"\.(?:ia3_l(?:\.\w+)*|on_input)$")),
+    ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
+    ("full difference", re.compile(r"\.(?:diff|diff_b|w_norm|b_norm)$")),
+)
 HINT: Final = Hint("--lora FILE", "takes a LoRA that was trained on this very kind of UNet")
 
 
@@ -101,6 +112,13 @@ def _read(path: Path) -> Mapping[str, Change]:
         raise UsageError(
             f"{path} changes {_several(elsewhere)} outside the UNet, such as {elsewhere[0]!r}: the UNet alone would be half "
             "of it"
+        )
+    kinds = [kind for kind, ending in KINDS if any(map(ending.search, strange))]
+    if kinds:
+        raise UsageError(
+            f"{path} is of another kind, {' and '.join(kinds)}, which isn't supported, plain LoRA is: it holds "
+            f"{_several(strange)} such as {strange[0]!r}",
+            Hint("lcm:FOLDER", "takes a UNet that it was merged into, with PEFT or LyCORIS"),
         )
     if strange or not found:
         told = f"{_several(strange)} that no LoRA has, such as {strange[0]!r}" if strange else "nothing"

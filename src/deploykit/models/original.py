@@ -110,6 +110,7 @@ class Original:
         input_name: What its input is called.
         fixed_batch: Rows that its input is fixed to, where it is.
         interface: What it takes and gives; None where that is one image and its task.
+        notes: What was found out about it that people should know; it is no part of what it is.
     """
 
     id: str
@@ -129,6 +130,7 @@ class Original:
     input_name: str = INPUT_NAME
     fixed_batch: int | None = None
     interface: Interface | None = field(default=None, metadata=serde.LATER)
+    notes: tuple[str, ...] | None = field(default=None, metadata=serde.LATER)
 
     @property
     def digest(self) -> str:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import Axis, Preprocess, RunConfig, TensorSpec, sha256_of
 from deploykit.errors import BadInputError, Hint, UnsupportedError, UsageError
-from deploykit.models import head, pt2
+from deploykit.models import head, onnx_names, pt2
 from deploykit.models.family import FALLBACK, family_name
 from deploykit.models.original import INPUT_NAME, Original, SourceOptions
 from deploykit.models.scheme import Scheme
@@ -73,7 +73,7 @@ class FileScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is a file."""
-        return Path(text).is_file()
+        return not paths.fault(Path(text))
 
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a file takes and answers with."""
@@ -107,6 +107,7 @@ class FileScheme(Scheme):
             form=kind.form,
             input_name=kind.input_name or found.input.name,
             fixed_batch=None if isinstance(batch, Axis) else batch,
+            notes=head.notes_of(recipe, options) or None,
         )
 
     def check(self, original: Original) -> None:
@@ -124,8 +125,7 @@ class FileScheme(Scheme):
 
 
 def _kind(path: Path) -> Kind:
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist")
+    paths.check_file(path)
     kind = KINDS.get(path.suffix)
     if kind is None:
         raise UsageError(
@@ -143,8 +143,13 @@ def _read_onnx(path: Path) -> Found:
     with get_backend("onnxruntime").open(str(path), RunConfig("onnxruntime", precision="f32")) as session:
         inputs, outputs, metadata = session.inputs, session.outputs, session.metadata
     graph = onnx.load(str(path), load_external_data=False).graph
+    onnx_names.check(path, graph)
+    if not outputs:
+        raise BadInputError(f"{path} answers with nothing: it has no outputs")
+    constant = {tensor.name for tensor in graph.initializer}
+    taken = tuple(spec for spec in inputs if spec.name not in constant)  # what may be overridden is not asked for
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
-    return Found(_only_image(path, inputs), outputs, parameters, metadata, {})
+    return Found(_only_image(path, taken), outputs, parameters, metadata, {})
 
 
 def _read_pt2(path: Path) -> Found:
@@ -172,7 +177,7 @@ def _preprocess(path: Path, found: Found, options: SourceOptions) -> Preprocess:
         raise UsageError(f"{path} takes images of any size", Hint("--image-size PIXELS", "says which to export for"))
     if isinstance(channels, Axis):
         raise UnsupportedError(f"{path} takes images of any number of channels")
-    own: dict[str, Any] = dict(head.USUAL)
+    own = head.usual(channels)
     if PREPROCESS in found.metadata:
         own = serde.to_json(serde.from_json(Preprocess, _json(path, found.metadata[PREPROCESS]), str(path)))
     size = (options.image_size,) * 2 if options.image_size is not None else tuple(fixed)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import optional
+from deploykit import optional, paths
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models import head, hf_network, source_timm
 from deploykit.models.hf_place import CONFIG, Place
@@ -42,7 +42,7 @@ class HfScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is the path of a folder with a model in it; a name alone may be one of timm's."""
-        return ("/" in text or os.sep in text) and Path(text, CONFIG).is_file()
+        return ("/" in text or os.sep in text) and not paths.fault(Path(text, CONFIG))
 
     def resolve(self, name: str, options: SourceOptions) -> Original:
         """Read what a model's files say of it."""
@@ -103,7 +103,7 @@ def _describe_timm(place: Place, config: Mapping[str, Any], options: SourceOptio
         id=place.id,
         scheme=HfScheme.name,
         name=place.name,
-        options=dataclasses.replace(options, num_classes=classes),
+        options=dataclasses.replace(original.options, model_args=options.model_args),
         labels=hf_network.distinct([str(name) for name in names]) if is_named else original.labels,
     )
 
@@ -132,8 +132,6 @@ def _timm(place: Place, config: Mapping[str, Any], options: SourceOptions) -> tu
         raise BadInputError(f"{path} is damaged: {first_line(error)}") from error
     if strange:
         raise BadInputError(f"{path}: model_args {strange[0]} {arguments[strange[0]]!r} isn't supported")
-    if own["input_size"][0] != 3:
-        raise UsageError(f"hf:{place.name} takes {own['input_size'][0]} channels: only images of 3 are prepared")
     merged = {**arguments, "pretrained_cfg": own, **options.model_args}
     merged.pop("num_classes", None)
     return architecture, own, dataclasses.replace(options, model_args=merged)

@@ -1,7 +1,7 @@
 """UNets of latent consistency models: "lcm:FOLDER", "lcm:OWNER/NAME", "lcm:sd15" without weights, and the one that ships.
 
 A folder is what diffusers' `save_pretrained` writes, a whole pipeline or its UNet alone; of a repository on the hub nothing
-but the UNet's two files is fetched. Weights are read from safetensors only, and code that a model brings along is never run.
+but the UNet's own files is fetched. Weights are read from safetensors only, and code that a model brings along is never run.
 A UNet without a guidance embedding is an ordinary one, until an LCM-LoRA is fused into it.
 """
 
@@ -13,11 +13,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, Hint, UsageError
-from deploykit.models import lora, random_weights
-from deploykit.models.checkpoint import load_into, read_checkpoint
+from deploykit.models import lora, random_weights, shards
+from deploykit.models.checkpoint import SAFETENSORS, read_checkpoint
+from deploykit.models.fit import load_into
 from deploykit.models.hf_place import CONFIG, Place, read_object
 from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.original import Original, SourceOptions
@@ -43,7 +44,10 @@ ARCHITECTURES: Final[Mapping[str, Mapping[str, Any]]] = {
         "time_cond_proj_dim": 256,
     },
 }
-WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+STEM: Final = "diffusion_pytorch_model"
+WEIGHTS: Final = f"{STEM}{SAFETENSORS}"
+#: Where they lie in a pipeline's folder, and in that of the UNet alone.
+FOLDERS: Final = ("unet/", "")
 #: Of a whole pipeline: which classes it is made of, and how long its prompts are.
 PIPELINE, TOKENIZER, LENGTH = "model_index.json", "tokenizer/tokenizer_config.json", "model_max_length"
 #: Tokens that CLIP pads prompts to.
@@ -70,7 +74,7 @@ class LcmScheme(Scheme):
 
     def claims(self, text: str) -> bool:
         """Tell whether it is the network that ships, or the path of a pipeline's folder."""
-        return text in SHIPPED or Path(text, "unet", CONFIG).is_file()
+        return text in SHIPPED or not paths.fault(Path(text, "unet", CONFIG))
 
     def ships(self, name: str) -> bool:
         """Tell whether it is the network that ships."""
@@ -134,7 +138,8 @@ class LcmScheme(Scheme):
             with torch.device("meta"):
                 unet = _build(config, original.name)
             path = Path(original.weights_file)
-            state = {key: value.float() for key, value in read_checkpoint(path).items()}
+            read = read_checkpoint(path)
+            state = {key: value.float() if value.is_floating_point() else value for key, value in read.items()}
             load_into(unet, state, path, hint=FIT, assign=True)
         if original.options.lora is not None:
             lora.fuse(unet, Path(original.options.lora))
@@ -195,7 +200,7 @@ def _place(name: str) -> Place:
 
 def _digest(file: Path | None, options: SourceOptions) -> str:
     """Hash what decides the weights: a file or a seed, and a LoRA."""
-    base = serde.digest(["random", random_weights.SEED]) if file is None else sha256_of(file)
+    base = serde.digest(["random", random_weights.SEED]) if file is None else shards.digest_of(file)
     return base if options.lora is None else serde.digest([base, "lora", sha256_of(Path(options.lora))])
 
 
@@ -257,30 +262,26 @@ def _weights(name: str) -> Path:
     """Find the file of the weights and look into it.
 
     Raises:
-        UsageError: An architecture has none, or they are spread over several files.
+        UsageError: An architecture has none, or there are several variants to choose from.
         BadInputError: They are not there whole, or only as a pickle.
     """
     if name in ARCHITECTURES:
         raise UsageError(f"{NAME}:{name} is an architecture without weights", Hint("--random-weights"))
     place = _place(name)
-    path = place.find(*_either(*WEIGHTS))
+    path = place.spread(STEM, SAFETENSORS, FOLDERS)
     if path is not None:
-        _check_whole(path)
+        for part in shards.parts_of(path):
+            if part.suffix == SAFETENSORS:
+                _check_whole(part)
         return path
-    index = place.find(*_either(*(f"{file}.index.json" for file in WEIGHTS)))
-    if index is not None:
-        raise UsageError(
-            f"{place.text} keeps its weights in several files ({index.name}), which aren't read",
-            Hint("unet.save_pretrained(FOLDER, max_shard_size='50GB')", "writes them into one"),
-        )
-    pickle = place.find(*_either("diffusion_pytorch_model.bin"))
+    pickle = place.find(*_either(f"{STEM}.bin"))
     what = (
         "only a pickle of its weights, which isn't read"
         if pickle is not None
         else "no weights: is its download complete?"
     )
     raise BadInputError(
-        f"{place.text} holds {what}: {WEIGHTS[0]} is missing",
+        f"{place.text} holds {what}: {WEIGHTS} is missing",
         Hint("unet.save_pretrained(FOLDER)", "writes safetensors"),
         Hint("--random-weights", "to try the pipeline without them"),
     )
@@ -288,7 +289,7 @@ def _weights(name: str) -> Path:
 
 def _either(*files: str) -> tuple[str, ...]:
     """Return where files may lie: in a pipeline's folder or in that of the UNet alone."""
-    return tuple(f"{folder}{file}" for folder in ("unet/", "") for file in files)
+    return tuple(f"{folder}{file}" for folder in FOLDERS for file in files)
 
 
 def _check_whole(path: Path) -> None:

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.errors import BadInputError, UsageError
-from deploykit.models import head, random_weights
-from deploykit.models.checkpoint import load_into, read_checkpoint
+from deploykit.models import head, random_weights, returned, training
+from deploykit.models.checkpoint import Checkpoint, read
 from deploykit.models.family import FALLBACK, family_name
+from deploykit.models.fit import load_into, part_of
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
 
@@ -35,9 +36,16 @@ class PyScheme(Scheme):
         """Call the function once, to hash its weights and to see how many classes it answers with."""
         versions = optional.require("torch")
         _check(name, options)
-        module = _build(name, options)
-        recipe = head.preprocess_of(head.USUAL, options)
+        found = read(Path(options.weights), options.checkpoint_key) if options.weights is not None else None
+        module, notes = _build(name, options, found)
+        channels = _channels(module, options)
+        if found is not None:
+            options, told = training.told_by(found.options, options, channels)
+            notes += told
+        recipe = head.preprocess_of(head.usual(channels), options)
         classes = _classes(module, recipe.input_size, name)
+        notes += head.notes_of(recipe, options)
+        notes += training.classes_differ(found.options, classes) if found is not None else ()
         task = "embedding" if options.embedding else "logits"
         weights = str(Path(options.weights).resolve()) if options.weights else ""
         if task == "embedding" and options.labels is not None:
@@ -56,6 +64,7 @@ class PyScheme(Scheme):
             preprocess=recipe,
             labels=head.labels_of(options, classes) if task == "logits" else (),
             images=None,
+            notes=notes or None,
         )
 
     def open(self, original: Original) -> nn.Module:
@@ -63,7 +72,9 @@ class PyScheme(Scheme):
         changed = f"{original.weights_file} is missing or has changed since it was resolved"
         if original.weights_file and not Path(original.weights_file).is_file():
             raise BadInputError(changed)
-        module = _build(original.name, dataclasses.replace(original.options, weights=original.weights_file or None))
+        options = dataclasses.replace(original.options, weights=original.weights_file or None)
+        found = read(Path(original.weights_file), options.checkpoint_key) if original.weights_file else None
+        module, _ = _build(original.name, options, found)
         if _state_hash(module) != original.weights_sha256:
             raise BadInputError(
                 changed
@@ -81,14 +92,12 @@ def _check(name: str, options: SourceOptions) -> None:
     wrong = sorted(unfit & set(options.given))
     if wrong:
         raise UsageError(f"py:{name}: {', '.join(wrong)} is the function's own matter: pass --model-arg")
-    if options.weights is not None and not Path(options.weights).is_file():
-        raise UsageError(f"{options.weights} does not exist (given as --weights)")
+    if options.weights is not None:
+        paths.check_file(Path(options.weights), "--weights")
 
 
-def _build(name: str, options: SourceOptions) -> nn.Module:
-    """Import the function, call it, load weights where a file is given."""
-    import torch
-
+def _build(name: str, options: SourceOptions, found: Checkpoint | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """Import the function, call it, load weights where a file is given; return the network and what is to be told of those."""
     module_name, _, attribute = name.rpartition(":")
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - an entry of sys.path is a str
         sys.path.insert(0, here)
@@ -98,16 +107,26 @@ def _build(name: str, options: SourceOptions) -> nn.Module:
         raise UsageError(f"py:{name} can't be imported: {type(error).__name__}: {error}") from error
     with random_weights.seeded():
         try:
-            module = function(**dict(options.model_args))
+            made = function(**dict(options.model_args))
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             raise UsageError(f"py:{name} can't be called with {dict(options.model_args)}: {told}") from error
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"py:{name} returns a {type(module).__name__}, not a torch.nn.Module")
-    if options.weights is not None:
-        path = Path(options.weights)
-        load_into(module, read_checkpoint(path, options.checkpoint_key), path)
-    return module.eval()
+    module = returned.network(made, f"py:{name}")
+    if found is None or options.weights is None:
+        return module, ()
+    path = Path(options.weights)
+    part = part_of(module.state_dict(), found.state, path)
+    load_into(module, part.state, path)
+    return module, (*found.notes, *part.notes)
+
+
+def _channels(module: nn.Module, options: SourceOptions) -> int:
+    """Return how many channels images have: as many as means are given, else what the first convolution takes."""
+    from torch import nn
+
+    if options.mean is not None:
+        return len(options.mean)
+    return next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
 def _classes(module: nn.Module, input_size: tuple[int, ...], name: str) -> int:

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import optional, serde
-from deploykit.artifact import sha256_of
+from deploykit import optional, paths, serde
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
-from deploykit.models import head, hub, random_weights
-from deploykit.models.checkpoint import State, load_into, read_checkpoint
+from deploykit.models import head, hub, random_weights, shards, training
+from deploykit.models.checkpoint import Checkpoint, read
 from deploykit.models.family import family_name, family_of
+from deploykit.models.fit import State, load_into, part_of
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
 
@@ -79,8 +79,10 @@ def describe(name: str, config: dict[str, Any], weights: tuple[str, str], option
         BadInputError: A checkpoint that can't be read.
     """
     versions = optional.require("torch", "timm")
+    found = read(Path(options.weights), options.checkpoint_key) if options.weights is not None else None
+    options, told = training.told_by(found.options, options) if found is not None else (options, ())
     recipe = head.preprocess_of(config, options)
-    classes = _classes(name, config, options)
+    classes, noted = _classes(name, config, options, found)
     task = "embedding" if options.embedding or classes == 0 else "logits"
     if task == "embedding" and options.labels is not None:
         raise UsageError(f"--labels {options.labels}: {name} answers with features, which have no class names")
@@ -103,6 +105,7 @@ def describe(name: str, config: dict[str, Any], weights: tuple[str, str], option
         preprocess=recipe,
         labels=head.labels_of(options, classes) if task == "logits" else (),
         images=None,
+        notes=(*told, *noted) or None,
     )
 
 
@@ -121,7 +124,7 @@ def open_network(name: str, original: Original) -> nn.Module:
     else:
         check_weights(original)
         path = Path(original.weights_file)
-        _load(module, read_checkpoint(path, options.checkpoint_key), path)
+        _load(module, read(path, options.checkpoint_key).state, path)
     return _headless(module, original.task, classes).eval()
 
 
@@ -145,23 +148,30 @@ def check_weights(original: Original) -> None:
         BadInputError: It is missing or has changed.
     """
     path = Path(original.weights_file)
-    if not path.is_file() or sha256_of(path) != original.weights_sha256:
+    if not path.is_file() or shards.digest_of(path) != original.weights_sha256:
         raise BadInputError(f"{path} is missing or has changed since it was resolved")
 
 
-def _classes(name: str, config: dict[str, Any], options: SourceOptions) -> int:
-    """Return the size of the head; a checkpoint with another project's names tells it after timm has renamed them."""
+def _classes(
+    name: str, config: dict[str, Any], options: SourceOptions, found: Checkpoint | None
+) -> tuple[int, tuple[str, ...]]:
+    """Return the size of the head, and what is to be told of a checkpoint.
+
+    One with another project's names tells its head after timm has renamed them.
+    """
     import torch
 
     usual = config.get("num_classes") or 0
     state: State | None = None
-    if options.weights is not None:
-        state = read_checkpoint(Path(options.weights), options.checkpoint_key)
-        if options.num_classes is None:
-            with torch.device("meta"):
-                module = _build(name, options, usual)
-            state = _renamed(module, state)
-    return head.class_count(options, state, config.get("classifier"), usual)
+    notes: tuple[str, ...] = ()
+    if found is not None and options.weights is not None:
+        with torch.device("meta"):
+            module = _build(name, options, usual if options.num_classes is None else options.num_classes)
+        part = part_of(module.state_dict(), found.state, Path(options.weights))
+        state, notes = _renamed(module, part.state), (*found.notes, *part.notes)
+    classes = head.class_count(options, state, config.get("classifier"), usual)
+    differ = training.classes_differ(found.options, classes) if found is not None else ()
+    return classes, (*notes, *differ)
 
 
 def _headless(module: nn.Module, task: str, classes: int) -> nn.Module:
@@ -212,9 +222,8 @@ def given_weights(options: SourceOptions) -> tuple[str, str] | None:
     if options.weights is None:
         return None
     path = Path(options.weights)
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist (given as --weights)")
-    return str(path.resolve()), sha256_of(path)
+    paths.check_file(path, "--weights")
+    return str(path.resolve()), shards.digest_of(path)
 
 
 def _pretrained(name: str, config: dict[str, Any]) -> tuple[str, str]:
@@ -239,7 +248,7 @@ def _pretrained(name: str, config: dict[str, Any]) -> tuple[str, str]:
         raise ResourceError(unreachable, *hints) from error
     if path is None:
         raise ResourceError(f"no weights for {name}: {repository} holds none of {', '.join(candidates)}", *hints)
-    return str(path), sha256_of(path)
+    return str(path), shards.digest_of(path)
 
 
 def _build(name: str, options: SourceOptions, classes: int) -> nn.Module:
@@ -272,7 +281,7 @@ def first_line(error: Exception) -> str:
 
 
 def _load(module: nn.Module, state: State, path: Path) -> None:
-    load_into(module, _renamed(module, state), path)
+    load_into(module, _renamed(module, part_of(module.state_dict(), state, path).state), path)
 
 
 def _renamed(module: nn.Module, state: State) -> State:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import serde
+from deploykit import paths, serde
 from deploykit.errors import BadInputError, Hint, UsageError
+from deploykit.models.checkpoint import SUFFIXES
 from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme, get_scheme, scheme_names
 from deploykit.runtime.backends.base import Session, get_backend
@@ -14,6 +17,24 @@ from deploykit.runtime.backends.base import Session, get_backend
 if TYPE_CHECKING:
     from torch import nn
 
+#: Endings of files that people take for models: a name that has one is a path.
+FILES = (
+    *(
+        *SUFFIXES,
+        ".onnx",
+        ".pt2",
+        ".xml",
+        ".tflite",
+        ".engine",
+        ".plan",
+        ".trt",
+        ".mlmodel",
+        ".mlpackage",
+        ".pb",
+        ".h5",
+    ),
+    *(".keras", ".pkl", ".npz", ".npy", ".gguf", ".json", ".yaml", ".yml", ".py", ".zip"),
+)
 #: Where a name is looked for that has no scheme and that none claims.
 USUAL = "timm"
 
@@ -48,7 +69,10 @@ def scheme_of(source: str) -> tuple[Scheme, str]:
     scheme, colon, name = source.partition(":")
     if not colon:
         claiming = (known for known in map(get_scheme, scheme_names()) if known.claims(source))
-        return next(claiming, None) or get_scheme(USUAL), source
+        claimed = next(claiming, None)
+        if claimed is None:
+            _check_file(source)
+        return claimed or get_scheme(USUAL), source
     if scheme not in scheme_names():
         raise UsageError(f"{source!r}: there is no scheme {scheme!r}; there are: {', '.join(scheme_names())}")
     return get_scheme(scheme), name
@@ -57,6 +81,24 @@ def scheme_of(source: str) -> tuple[Scheme, str]:
 def ships(scheme: str, name: str) -> bool:
     """Tell whether the package brings the whole of an original."""
     return scheme in scheme_names() and get_scheme(scheme).ships(name)
+
+
+def _check_file(source: str) -> None:
+    """Refuse what is meant as a file or a folder and is none that holds a model.
+
+    Raises:
+        UsageError: It is.
+    """
+    path = Path(source)
+    is_named_so = path.suffix.lower() in FILES or source.startswith("~")
+    if not is_named_so and "/" not in source and os.sep not in source:
+        return
+    reason = paths.fault(path)
+    folder = Hint("hf:FOLDER, lcm:FOLDER", "opens a folder as save_pretrained writes it")
+    hub = Hint(f"hf:{source}", "is a repository of the hub, or timm's own name without its owner")
+    hints = (folder,) if reason == "is a folder" else (hub,) if source.count("/") == 1 and not is_named_so else ()
+    told = "is a folder in which no model lies: it has neither config.json nor unet/config.json"
+    raise UsageError(f"{paths.shown(path)} {told if hints == (folder,) else reason or 'is no model'}", *hints)
 
 
 def open_module(original: Original) -> nn.Module:

@@ -66,6 +66,12 @@ class Draft:
         """By target, the dynamic axes with their bounds."""
         return {target.name: plan.axes_of(self.original, self.request, target) for target in self.targets.values()}
 
+    @property
+    def golden_count(self) -> int:
+        """How many golden inputs there are."""
+        golden = self.request.golden
+        return GOLDEN_COUNT if golden is None or golden.count is None else golden.count
+
     def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""
         return replace(self, request=replace(self.request, kept=kept))
@@ -98,7 +104,7 @@ class Draft:
 
     def judged(self) -> Plan:
         """Return the plan without timings."""
-        made = plan.make_plan(self.original, self.request, GOLDEN_COUNT)
+        made = plan.make_plan(self.original, self.request, self.golden_count)
         return Plan(made.given, (*made.nodes, *(self._judge_nodes() if self.options.verify else ())))
 
     def judge_ids(self, cell: plan.Cell) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from deploykit import optional, paths
 from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
-from deploykit.calibration.images import RENDERED_CALIBRATION
+from deploykit.calibration.images import RENDERED_CALIBRATION, CalibrationInputs
 from deploykit.calibration.ranges import RANGES, RangeTable
 from deploykit.data.imageset import open_imageset, rendered_images
+from deploykit.data.preprocess import check_channels
 from deploykit.errors import Hint, MissingComponentError, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache, Made
@@ -100,6 +101,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         table=_table(options),
         profiles=_profiles(options.profile),
         capabilities=tuple(sorted(set(options.sm))),
+        opset=options.opset,
     )
     draft = Draft(original, request, options)
     whole = draft.whole()
@@ -113,6 +115,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
 def _notes(draft: Draft) -> Iterator[str]:
     """Yield what is not quite as it was asked for, or may be expected."""
     calibration, options = draft.request.calibration, draft.options
+    yield from draft.original.notes or ()
     if calibration is not None and calibration.note:
         yield calibration.note
     if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.SMOOTHED:
@@ -255,8 +258,10 @@ def _golden(original: Original, options: ExportOptions) -> plan.ImagesRequest | 
             raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
         return None
     if options.golden:
-        chosen = unlabelled(options.golden, GOLDEN_COUNT, original.preprocess)
-        return plan.ImagesRequest(options.golden, chosen.digest, GOLDEN_COUNT, labelled=False)
+        chosen = unlabelled(options.golden, GOLDEN_COUNT, original.preprocess, original.input_name)
+        prepared = isinstance(chosen, CalibrationInputs)
+        return plan.ImagesRequest(options.golden, chosen.digest, len(chosen), labelled=False, prepared=prepared)
+    check_channels(original.preprocess)
     size = golden_size(original.preprocess)
     images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size)
     return plan.ImagesRequest(GOLDEN_IMAGES, images.digest, GOLDEN_COUNT, size, labelled=False)
@@ -369,6 +374,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--dynamic {shlex.quote(axis)}" for axis in options.dynamic]
     words += [f"--profile {shlex.quote(profile)}" for profile in options.profile]
     words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
+    words += [f"--opset {options.opset}"] if options.opset is not None else []
     words += [f"--data {shlex.quote(options.data)}"] if options.data else []
     words += [f"--calib {shlex.quote(options.calib)}"] if options.calib else []
     words += [f"--calib-size {options.calib_size}"] if options.calib_size != CALIB_SIZE else []

@@ -11,11 +11,11 @@ import json
 import os
 from pathlib import Path
 
-from deploykit import optional, serde
+from deploykit import optional, paths, serde
 from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError
 from deploykit.export.cache import Cache
-from deploykit.models import sources
+from deploykit.models import shards, sources
 from deploykit.models.original import Original, SourceOptions
 
 FOLDER = "originals"
@@ -44,7 +44,7 @@ def _entry(source: str, options: SourceOptions) -> Path | None:
     if scheme.decided_by is None:
         return None
     labels = Path(options.labels) if options.labels else None
-    if labels is not None and not labels.is_file():
+    if any(path and paths.fault(Path(path)) for path in (options.labels, options.weights)):
         return None
     weights = str(Path(options.weights).resolve()) if options.weights else None
     texts = [scheme.name, name, dataclasses.replace(options, weights=weights)]
@@ -56,7 +56,7 @@ def _read(path: Path) -> Original | None:
     try:
         original = serde.from_json(Original, json.loads(path.read_bytes()), "original")
         weights = Path(original.weights_file)
-        is_current = not original.weights_file or sha256_of(weights) == original.weights_sha256
+        is_current = not original.weights_file or shards.digest_of(weights) == original.weights_sha256
     except (OSError, ValueError, BadInputError):
         return None
     return original if is_current else None

@@ -35,10 +35,11 @@ class ExportOptions:
         profile: Least, usual and largest size of an open axis, as "batch=1,8,32", for targets that are tuned for a range; an
             axis that is named again has a further part, tuned for by itself.
         sm: Compute capabilities of the GPUs to build for, as 86 for 8.6; empty for all that the precision runs on.
+        opset: ONNX operator set of the graph that all are made from, for runtimes that take none newer; None is the family's.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
-        golden: Images that golden inputs are made of, a folder, a .npy or .npz: 16 are taken, and kept in the bundle. None
-            renders some.
+        golden: Images that golden inputs are made of, a folder, a .npy or .npz: 16 are taken, and kept in the bundle. An array
+            of float32 [N, channels, height, width] is inputs already, of which there may be fewer. None renders some.
         calib: Images that activations are measured on, for int8: a folder, a .npy or .npz; None takes the model's own set.
         calib_size: How many of them are taken.
         calib_seed: What the choice is drawn from.
@@ -61,6 +62,7 @@ class ExportOptions:
     dynamic: tuple[str, ...] = ()
     profile: tuple[str, ...] = ()
     sm: tuple[int, ...] = ()
+    opset: int | None = None
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
     golden: str | None = None

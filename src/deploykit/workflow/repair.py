@@ -24,7 +24,6 @@ from deploykit.runtime.backends.base import get_backend
 from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Returned, Verdict, grade_of
 from deploykit.workflow import measure
 from deploykit.workflow.draft import Draft
-from deploykit.workflow.options import GOLDEN_COUNT
 from deploykit.workflow.twin import Twin, asked_elsewhere
 
 #: Times that an artifact is built anew: each is another try at the same evaluation images.
@@ -151,7 +150,7 @@ def _treated(
     if len(wanted) < len(aims):
         return replace(patient, returned=(), given_up="more than rounding is wrong with it")
     costs = patient.costs or _measured(pipeline, draft, cell)
-    more = Choice(costs, GOLDEN_COUNT, patient.floor).more(patient.returned, wanted)
+    more = Choice(costs, draft.golden_count, patient.floor).more(patient.returned, wanted)
     if not more:
         reason = f"no further layer helps and leaves {100 * patient.floor:.0f} % of the multiply-adds in 8 bits"
         return replace(patient, costs=costs, returned=(), given_up=reason)

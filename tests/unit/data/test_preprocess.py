@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploykit.artifact import Preprocess
-from deploykit.data.preprocess import CROP_MODES, crop, normalize, prepare
+from deploykit.data.preprocess import CROP_MODES, crop, normalize, prepare, stretched
 from deploykit.errors import BadInputError, UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,3 +132,26 @@ def test_an_image_too_narrow_to_resize_is_refused_before_it_is_tried() -> None:
     for shape in ((1_000_000, 1, 3), (1, 1_000_000, 3)):
         with pytest.raises(BadInputError, match=rf"{shape[1]}x{shape[0]} pixels are too narrow"):
             crop(np.zeros(shape, np.uint8), recipe(64))
+
+
+def test_grey_is_what_pillow_makes_of_the_colours_before_anything_is_resized() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    recipe = Preprocess((1, 24, 24), "bicubic", 0.875, "center", (0.4,), (0.2,))
+    grey = Image.fromarray(image).convert("L").resize((40, 27), Image.Resampling.BICUBIC)
+    assert recipe.resized == (27, 27)
+    expected = np.asarray(grey)[2:26, 8:32]
+    found = crop(image, recipe)
+    assert found.shape == (24, 24, 1)
+    np.testing.assert_array_equal(found[..., 0], expected)
+    rows = prepare([image, image], recipe)
+    assert rows.shape == (2, 1, 24, 24)
+    np.testing.assert_allclose(rows[0, 0], (expected / 255 - 0.4) / 0.2, atol=1e-6)
+    assert stretched(found[None], 12, 18).shape == (1, 12, 18, 1)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_no_image_has_are_refused_with_the_way_on(channels: int) -> None:
+    recipe = Preprocess((channels, 24, 24), "bicubic", 0.875, "center", (0.0,) * channels, (1.0,) * channels)
+    with pytest.raises(UsageError, match=f"{channels} channels: images have 1 or 3") as caught:
+        crop(np.zeros((40, 60, 3), np.uint8), recipe)
+    assert caught.value.hints[0].action == "--golden FILE.npz"

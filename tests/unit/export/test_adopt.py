@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tests.cases.files import write_boxes
 from tests.unit.models.test_source_file import graph
 
 from deploykit.artifact import FileRecord
@@ -70,3 +71,39 @@ def test_a_fixed_batch_can_be_neither_opened_nor_changed(tmp_path: Path) -> None
         plan.check_request(original, plan.Request(cells, 1, (), golden, None))
     assert caught.value.hints[0].action == "--batch 4"
     plan.check_request(original, plan.Request(cells, 4, (), golden, None))
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_initializers_that_are_listed_as_inputs_are_none(tmp_path: Path, version: int) -> None:
+    path = write_boxes(tmp_path / "old.onnx", listed=True)
+    model = onnx.load(str(path))
+    model.ir_version = version
+    path.write_bytes(model.SerializeToString())
+    made = run(sources.resolve(str(path)), tmp_path / "made")
+    found = onnx_files.load(made.path(onnx_files.MODEL))
+    assert [value.name for value in found.graph.input] == ["x"]
+    assert found.ir_version == max(4, version)
+    assert {tensor.name for tensor in found.graph.initializer} == {"w", "s", "k"}
+
+
+def test_a_graph_without_a_name_whose_nodes_come_in_any_order_is_put_in_order(tmp_path: Path) -> None:
+    path = graph(tmp_path / "a.onnx")
+    model = onnx.load(str(path))
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.name = ""
+    path.write_bytes(model.SerializeToString())
+    made = run(sources.resolve(str(path)), tmp_path / "made")
+    assert [node.op_type for node in onnx_files.load(made.path(onnx_files.MODEL)).graph.node] == [
+        *("Cast", "GlobalAveragePool", "Flatten", "MatMul")
+    ]
+
+
+def test_a_graph_that_breaks_the_rules_otherwise_is_bad_input(tmp_path: Path) -> None:
+    path = graph(tmp_path / "a.onnx", batch=1)
+    model = onnx.load(str(path))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 6  # 5 are computed
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInputError, match=r"a\.onnx: the graph breaks ONNX's rules"):
+        run(sources.resolve(str(path)), tmp_path / "made")

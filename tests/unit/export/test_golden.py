@@ -72,17 +72,59 @@ def test_images_that_change_meanwhile_are_refused(photos: Path, tmp_path: Path) 
         made(preview, tmp_path / "cache")
 
 
-def test_too_few_none_or_prepared_ones_are_refused(photos: Path, tmp_path: Path) -> None:
+def test_too_few_or_none_are_refused(photos: Path, tmp_path: Path) -> None:
     for path in sorted(photos.iterdir())[15:]:
         path.unlink()
     with pytest.raises(UsageError, match="holds 15 images; golden inputs are made of 16"):
         asked(photos)
     with pytest.raises(UsageError, match="does not exist"):
         asked(tmp_path / "absent")
-    inputs = tmp_path / "inputs.npy"
-    np.save(inputs, np.zeros((20, 3, 64, 64), np.float32))
-    with pytest.raises(UsageError, match="holds prepared inputs"):
-        asked(inputs)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "named.npz"])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_prepared_inputs_are_taken_as_they_are(tmp_path: Path, name: str, rows: int) -> None:
+    path, draw = tmp_path / name, np.random.default_rng(7)
+    array = draw.standard_normal((rows, 3, 64, 64)).astype(np.float32)
+    if name == "a.npy":
+        np.save(path, array)
+    elif name == "a.npz":
+        np.savez(path, array)
+    else:
+        np.savez(path, input=array, images=array[:, ::-1], other=np.zeros(3))
+    preview = asked(path)
+    found = made(preview, tmp_path / "cache")
+    assert len(found) == min(rows, GOLDEN_COUNT)
+    places = [int(np.abs(array - one).sum(axis=(1, 2, 3)).argmin()) for one in found]
+    np.testing.assert_array_equal(found, array[places])
+    assert len(set(places)) == len(found)
+    assert probe.GOLDEN_IMAGES not in {node.id for node in preview.plan.nodes}
+    assert not [node for node in preview.plan.nodes if node.id == probe.GOLDEN and node.inputs]
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "told"),
+    [
+        (np.zeros((20, 3, 32, 32), np.float32), UsageError, r"is float32 \[20, 3, 32, 32\]; calibration takes"),
+        (np.zeros((20, 3, 64, 64)), UsageError, "is float64"),
+        (np.full((1, 3, 64, 64), np.nan, np.float32), BadInputError, "image 0 holds NaN or infinity"),
+        (np.zeros((0, 3, 64, 64), np.float32), BadInputError, "holds no images"),
+    ],
+)
+def test_prepared_inputs_that_do_not_fit_are_refused(
+    tmp_path: Path, array: np.typing.NDArray[np.float32], kind: type[Exception], told: str
+) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(kind, match=told):
+        asked(tmp_path / "a.npy")
+
+
+def test_prepared_inputs_that_change_meanwhile_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 3, 64, 64), np.float32))
+    preview = asked(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.zeros((4, 3, 64, 64), np.float32))
+    with pytest.raises(BadInputError, match="has changed since this began"):
+        made(preview, tmp_path / "cache")
 
 
 def test_a_model_that_takes_no_images_takes_none(photos: Path) -> None:

@@ -24,10 +24,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.cases import nets
+from tests.cases.files import write_ema_of_parameters, write_lightning
 
 from deploykit.arrays import UNPACKED_LEAST
 from deploykit.errors import BadInputError, UsageError
-from deploykit.models.checkpoint import PREFIXES, SUFFIXES, load_into, read_checkpoint
+from deploykit.models.checkpoint import SUFFIXES, read, read_checkpoint
+from deploykit.models.fit import PREFIXES, load_into, part_of
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.tensor([1.0, -1.0])}
 SAVED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -224,7 +227,6 @@ def test_what_holds_no_state_dict_is_refused(tmp_path: Path, value: object, what
         torch.tensor([float("-inf")]),
         torch.tensor(float("inf"), dtype=torch.bfloat16),
         torch.tensor([float("nan")], dtype=torch.float16),
-        torch.tensor([complex(0, float("nan"))]),
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -399,6 +401,85 @@ def test_prefixes_of_wrappers_are_removed_however_nested(tmp_path: Path, prefixe
     assert _same(read_checkpoint(_save(tmp_path / "weights.pth", some)), some)
 
 
+@pytest.mark.parametrize("inside", ["module", "state_dict", "shadow"])
+def test_averages_that_lie_one_level_deeper_are_found(tmp_path: Path, inside: str) -> None:
+    path = _save(tmp_path / "last.pth", _training(state_dict_ema=None, ema={"decay": 0.99, inside: STATE}))
+    assert _same(read_checkpoint(path))
+
+
+def test_averages_that_are_no_state_dict_are_told(tmp_path: Path) -> None:
+    shadow = {"decay": 0.99, "shadow_params": list(STATE.values())}
+    found = read(_save(tmp_path / "last.pth", _training(state_dict_ema=None, ema=shadow)))
+    assert _same(found.state, {name: value + 1 for name, value in STATE.items()})
+    assert found.notes == ("ema holds no state dict: weights are those of state_dict",)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_averages_of_parameters_alone_are_completed_and_that_is_told(tmp_path: Path, prefix: str) -> None:
+    path = write_ema_of_parameters(tmp_path / "ema.pth")
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict_ema"] = {f"{prefix}{name}": value + 1 for name, value in saved["state_dict_ema"].items()}
+    found, net = read(_save(path, saved)), nets.Small()
+    load_into(net, found.state, path)
+    for name, value in nets.Small().state_dict().items():
+        averaged = prefix + name in saved["state_dict_ema"]
+        assert torch.equal(found.state[name], value + 1 if averaged else value)
+    (note,) = found.notes
+    assert note == (
+        "state_dict_ema averages parameters alone; from state_dict: body.1.running_mean, body.1.running_var, "
+        "body.1.num_batches_tracked"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16"]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_every_value_of_a_narrow_type_is_widened_exactly(tmp_path: Path, name: str, suffix: str) -> None:
+    kind = getattr(torch, name)
+    every = torch.arange(256, dtype=torch.uint8)
+    raw = every if kind.itemsize == 1 else torch.stack([every, every], 1).flatten()
+    values = raw.view(kind)
+    finite = values[torch.isfinite(values.float())]
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)({"w": finite}, path)
+    found = read_checkpoint(path)["w"]
+    assert torch.equal(found.double(), finite.double())
+    assert found.to(kind).view(torch.uint8).tolist() == finite.view(torch.uint8).tolist()
+
+
+def test_pairs_of_four_bits_are_taken_apart(tmp_path: Path) -> None:
+    raw = torch.tensor([[0x10, 0x32, 0x54, 0x76], [0x98, 0xBA, 0xDC, 0xFE]], dtype=torch.uint8)
+    save_file({"w": raw.view(torch.float4_e2m1fn_x2)}, tmp_path / "weights.safetensors")
+    values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    assert read_checkpoint(tmp_path / "weights.safetensors")["w"].tolist() == [values, [-value for value in values]]
+
+
+@pytest.mark.parametrize("name", ["complex64", "uint16", "uint32", "float8_e8m0fnu"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_types_that_no_weights_have_are_refused_by_name(tmp_path: Path, name: str, suffix: str) -> None:
+    odd = torch.zeros(8, dtype=torch.uint8).view(getattr(torch, name))
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)({**STATE, "w.a": odd, "w.b": odd.clone()}, path)
+    with pytest.raises(BadInputError, match=rf"types that no network's weights have: w\.a \({name}\), w\.b \({name}\)"):
+        read_checkpoint(path)
+
+
+def test_options_of_the_script_are_data(tmp_path: Path) -> None:
+    plain: dict[str, object] = {"img_size": 96, "mean": [0.5, 0.5, 0.5], "lr": 0.1, "model": "resnet18", "resume": ""}
+    beside = {"data": Path("/data"), "seed": np.int64(3), "deep": {"a": 1}, "none": None, "many": list(range(9))}
+    numbered: dict[Any, object] = {3: 4, **plain}
+    saved: tuple[tuple[str, object], ...] = (
+        ("args", argparse.Namespace(**plain, **beside)),
+        ("hyper_parameters", {**plain, **beside}),
+        ("args", numbered),
+    )
+    for place, value in saved:
+        assert read(_save(tmp_path / "a.pth", {"state_dict": STATE, place: value})).options == plain
+    assert read(_save(tmp_path / "a.pth", {"state_dict": STATE, "args": "text"})).options == {}
+    assert read(_save(tmp_path / "a.pth", STATE)).options == {}
+
+
 # What fits a network
 
 
@@ -445,3 +526,67 @@ def test_a_network_may_itself_have_a_root_of_a_wrappers_name(tmp_path: Path, roo
     path = _save(tmp_path / "weights.pth", net.state_dict())
     load_into(other, read_checkpoint(path), path)
     assert _same(dict(other.state_dict()), dict(net.state_dict()))
+
+
+def test_a_network_among_a_losss_and_metrics_keys_is_found_and_those_are_told(tmp_path: Path) -> None:
+    path, net = write_lightning(tmp_path / "lightning.ckpt"), nets.Small()
+    state = read(path).state
+    state["train_acc.correct"] = torch.tensor(float("-inf"))  # as a metric's best begins
+    part = part_of(net.state_dict(), state, path)
+    assert part.notes == (
+        "the network is what is called model.* in the checkpoint; not of it: loss_fn.weight, train_acc.correct",
+    )
+    load_into(net, state, path)
+
+
+@pytest.mark.parametrize("prefix", ["net.", "lit.model.", "student."])
+def test_a_networks_part_is_found_below_any_prefix(prefix: str) -> None:
+    net = _net()
+    state = {f"{prefix}{name}": torch.full_like(value, 2) for name, value in net.state_dict().items()}
+    load_into(net, {**state, "loss.weight": torch.ones(3)}, Path("a.ckpt"))
+    assert net.state_dict()["conv.weight"][0, 0] == 2
+
+
+def test_what_is_too_much_below_the_prefix_is_not_foreign() -> None:
+    state = {f"model.{name}": value for name, value in _net().state_dict().items()}
+    with pytest.raises(BadInputError, match=r"1 unknown \(first: conv\.weight_scale\)"):
+        load_into(_net(), {**state, "model.conv.weight_scale": torch.ones(1), "loss.w": torch.ones(1)}, Path("a.ckpt"))
+
+
+def test_two_networks_of_the_same_names_are_told_apart_by_a_key(tmp_path: Path) -> None:
+    own = _net().state_dict()
+    both = {
+        f"{who}.{name}": torch.full_like(value, at)
+        for at, who in enumerate(("student", "teacher"))
+        for name, value in own.items()
+    }
+    path = _save(tmp_path / "a.ckpt", {"state_dict": both})
+    with pytest.raises(BadInputError, match=r"holds 2 networks of these names: student\.\*, teacher\.\*") as caught:
+        load_into(_net(), read_checkpoint(path), path)
+    assert caught.value.hints[0].action == "--checkpoint-key student"
+    net = _net()
+    load_into(net, read_checkpoint(path, "teacher"), path)
+    assert net.state_dict()["conv.weight"][0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("conv.bias", torch.tensor([True, False]), r"conv\.bias bool for float32"),
+        ("conv.bias", torch.tensor([1, 2]), r"conv\.bias int64 for float32"),
+        ("flags", torch.tensor([0.5, 1.0]), r"flags float32 for int64"),
+        ("flags", torch.tensor([300, 1]), ""),
+        ("flags", torch.tensor([7, 1], dtype=torch.uint8), ""),
+        ("norm.num_batches_tracked", torch.tensor(3.5), ""),
+        ("conv.bias", torch.ones(2, dtype=torch.float64), ""),
+    ],
+)
+def test_weights_of_another_kind_than_the_networks_are_refused(name: str, value: torch.Tensor, told: str) -> None:
+    net = _net()
+    net.register_buffer("flags", torch.tensor([0, 1]))
+    state = {**net.state_dict(), name: value}
+    if told:
+        with pytest.raises(BadInputError, match=rf"1 of another type \(first: {told}\)"):
+            load_into(net, state, Path("a.pth"))
+    else:
+        load_into(net, state, Path("a.pth"))

@@ -69,9 +69,9 @@ def _labels(path: Path, content: bytes, classes: int = 3) -> tuple[str, ...]:
     return head.labels_of(SourceOptions(labels=str(path)), classes)
 
 
-@pytest.mark.parametrize("name", ["none.txt", "."])
-def test_labels_that_do_not_exist_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"does not exist \(given as --labels\)"):
+@pytest.mark.parametrize(("name", "told"), [("none.txt", "does not exist"), (".", "is a folder")])
+def test_labels_that_do_not_exist_are_refused(tmp_path: Path, name: str, told: str) -> None:
+    with pytest.raises(UsageError, match=rf"{told} \(given as --labels\)"):
         head.labels_of(SourceOptions(labels=str(tmp_path / name)), 3)
 
 

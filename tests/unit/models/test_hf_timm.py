@@ -96,7 +96,7 @@ def test_a_folder_of_timms_takes_other_weights(tmp_path: Path) -> None:
         ({"model_args": {"pretrained": True}}, BadInputError, "model_args pretrained True isn't supported"),
         ({"model_args": {"nonsense": 1}}, UsageError, "timm can't build test_convnext with .*nonsense"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, BadInputError, "it is never run"),
-        ({"model_args": {"in_chans": 1}}, UsageError, "takes 1 channels"),
+        ({"model_args": {"in_chans": 1}}, UsageError, "mean and std are 1 finite numbers each"),
         ({"num_classes": 9}, BadInputError, "doesn't fit"),
     ],
 )

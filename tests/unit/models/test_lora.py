@@ -178,8 +178,30 @@ LAYER = "lora_unet_mid_block_resnets_0_conv1"
             UsageError,
             "changes 1 tensor outside the UNet, such as 'lora_te_text_model",
         ),
-        ({f"{LAYER}.hada_w1_a": torch.ones(4)}, UsageError, "is no LoRA of a UNet: it holds 1 tensor that no LoRA has"),
-        ({f"{LAYER}.dora_scale": torch.ones(4)}, UsageError, "that no LoRA has, such as .*dora_scale"),
+        ({f"{LAYER}.strange": torch.ones(4)}, UsageError, "is no LoRA of a UNet: it holds 1 tensor that no LoRA has"),
+        (
+            {f"{LAYER}.dora_scale": torch.ones(4)},
+            UsageError,
+            r"is of another kind, DoRA, which isn't supported, .* such as .*dora_scale",
+        ),
+        (
+            {f"{LAYER}.lora_magnitude_vector.default.weight": torch.ones(4)},
+            UsageError,
+            "is of another kind, DoRA, which isn't supported",
+        ),
+        ({f"{LAYER}.hada_w1_a": torch.ones(4)}, UsageError, "is of another kind, LoHa, which isn't supported"),
+        ({f"{LAYER}.lokr_w2_b": torch.ones(4)}, UsageError, "is of another kind, LoKr, which isn't supported"),
+        (
+            {f"{LAYER}.lora_mid.weight": torch.ones(4)},
+            UsageError,
+            r"is of another kind, LoCon with a third matrix \(Tucker\)",
+        ),
+        ({f"{LAYER}.oft_blocks": torch.ones(4)}, UsageError, "is of another kind, OFT"),
+        (
+            {f"{LAYER}.diff": torch.ones(4), f"{LAYER}.lokr_w1": torch.ones(4)},
+            UsageError,
+            "is of another kind, LoKr and full difference",
+        ),
         ({f"{LAYER}.lora_down.weight": torch.full((4, 64, 3, 3), torch.nan)}, BadInputError, "holds NaN"),
     ],
 )
@@ -204,7 +226,7 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(error, match=told):
             lora.fuse(network(), path)
-    whole = SHIPPED[TINY] / "unet" / WEIGHTS[0]
+    whole = SHIPPED[TINY] / "unet" / WEIGHTS
     with pytest.raises(
         UsageError, match=r"is no LoRA of a UNet: it holds .* tensors that no LoRA has, such as 'conv_in\.bias'"
     ):
@@ -226,7 +248,7 @@ def test_what_is_more_than_two_matrices_is_refused(key: str, tmp_path: Path) -> 
 def ordinary(tmp_path: Path) -> Path:
     """The folder of a UNet without a guidance embedding, as that of Stable Diffusion 1.5 is."""
     folder = shutil.copytree(SHIPPED[TINY], tmp_path / "ordinary")
-    config, weights = folder / "unet/config.json", folder / "unet" / WEIGHTS[0]
+    config, weights = folder / "unet/config.json", folder / "unet" / WEIGHTS
     config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": None}))
     save_file({name: value for name, value in load_file(weights).items() if "cond_proj" not in name}, weights)
     return folder

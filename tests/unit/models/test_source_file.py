@@ -10,6 +10,7 @@ import onnx.helper as make
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from tests.cases.files import write_boxes
 from torch import nn
 
 from deploykit.artifact import Preprocess
@@ -197,3 +198,17 @@ def test_a_program_opens_as_a_module(tmp_path: Path) -> None:
     expected = Net().eval()(images)
     assert torch.equal(sources.open_module(original)(images), expected)
     assert sources.resolve(str(program(tmp_path / "fixed.pt2", is_open=False))).fixed_batch == 2
+
+
+def test_one_output_listed_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="'boxes' is among its outputs 2 times"):
+        sources.resolve(str(write_boxes(tmp_path / "twice.onnx", twice=True)))
+
+
+def test_one_channel_is_grey_with_means_of_its_own(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path / "gray.onnx", channels=1)
+    original = sources.resolve(str(path), SourceOptions(mean=(0.4,), std=(0.2,)))
+    assert (original.recipe.input_size, original.recipe.mean, original.recipe.std) == ((1, 64, 64), (0.4,), (0.2,))
+    with pytest.raises(UsageError, match="mean and std are 1 finite numbers each") as caught:
+        sources.resolve(str(path), SourceOptions(mean=(0.4, 0.4, 0.4)))
+    assert caught.value.hints[0].action == "--mean 0.5 --std 0.5"

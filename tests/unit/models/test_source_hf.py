@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.unit.models import hf_folders
 from tests.unit.models.hf_folders import answers_of, edit, state_of, timm_folder, write_state
 
@@ -256,12 +257,23 @@ def test_weights_of_another_configuration_are_refused(dino: Path) -> None:
         SCHEME.open(original)
 
 
-def test_weights_in_several_files_are_refused(dino: Path) -> None:
-    (dino / "model.safetensors").rename(dino / "model-00001-of-00002.safetensors")
-    (dino / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
-    with pytest.raises(UsageError, match="in several files") as caught:
-        SCHEME.resolve(str(dino), SourceOptions())
-    assert "max_shard_size" in str(caught.value.hints)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_weights_in_several_files_are_those_of_one(dino: Path, variant: str | None, form: str) -> None:
+    wanted = SCHEME.open(SCHEME.resolve(str(dino), SourceOptions())).state_dict()
+    state = load_file(dino / "model.safetensors")
+    (dino / "model.safetensors").unlink()
+    stem = "model" if form == "safetensors" else "pytorch_model"
+    placed = {name: f"{stem}-{1 + number % 3:05}-of-00003.{form}" for number, name in enumerate(sorted(state))}
+    for part in set(placed.values()):
+        inside = {name: state[name] for name in state if placed[name] == part}
+        (save_file if form == "safetensors" else torch.save)(inside, dino / part)
+    index = f"{stem}.{form}.index.{variant}.json" if variant else f"{stem}.{form}.index.json"
+    (dino / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": placed}))
+    original = SCHEME.resolve(str(dino), SourceOptions())
+    found = SCHEME.open(original).state_dict()
+    assert original.weights_file.endswith(index)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 class _Evil:

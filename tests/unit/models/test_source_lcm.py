@@ -18,7 +18,7 @@ from deploykit.artifact import sha256_of
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
-from deploykit.models.source_lcm import ARCHITECTURES, SCHEME, SHIPPED, WEIGHTS
+from deploykit.models.source_lcm import ARCHITECTURES, SCHEME, SHIPPED, STEM, WEIGHTS
 
 pytest.importorskip("diffusers")
 
@@ -126,7 +126,7 @@ def test_settings_that_build_nothing_are_bad_input(folder: Path, changes: dict[s
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, 3_000_000, -1])
 def test_half_a_download_is_told_before_anything_is_built(folder: Path, kept: int) -> None:
-    path = folder / "unet" / WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(BadInputError, match="is no whole safetensors file") as caught:
         resolve(folder)
@@ -134,7 +134,7 @@ def test_half_a_download_is_told_before_anything_is_built(folder: Path, kept: in
 
 
 def test_weights_that_are_missing_or_elsewhere_are_told_apart(folder: Path) -> None:
-    path = folder / "unet" / WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS
     path.unlink()
     with pytest.raises(BadInputError, match="holds no weights: is its download complete"):
         resolve(folder)
@@ -143,13 +143,74 @@ def test_weights_that_are_missing_or_elsewhere_are_told_apart(folder: Path) -> N
     with pytest.raises(BadInputError, match="holds only a pickle of its weights, which isn't read"):
         resolve(folder)
     path.with_name(f"{path.name}.index.json").write_text("{}")
-    with pytest.raises(UsageError, match="keeps its weights in several files"):
+    with pytest.raises(BadInputError, match="is no index of weights: it has no weight_map"):
         resolve(folder)
     assert resolve(folder, RANDOM).weights_file == ""
 
 
+@pytest.mark.parametrize(
+    "index", [f"{WEIGHTS}.index.json", f"{WEIGHTS}.index.fp16.json", f"{STEM}.odd.safetensors.index.json"]
+)
+def test_weights_in_several_files_are_those_of_one(folder: Path, index: str) -> None:
+    whole = resolve(folder)
+    wanted = SCHEME.open(whole).state_dict()
+    path = spread(folder / "unet" / WEIGHTS, index)
+    original = resolve(folder)
+    assert original.weights_file == str(path)
+    found = SCHEME.open(original).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    shard = path.with_name("part-00002.safetensors")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert resolve(folder).weights_sha256 != original.weights_sha256
+    with pytest.raises(BadInputError, match="is missing or has changed"):
+        SCHEME.open(original)
+    shard.unlink()
+    with pytest.raises(BadInputError, match=r"spreads weights over 2 files: part-00002\.safetensors does not exist"):
+        resolve(folder)
+
+
+def spread(file: Path, index: str) -> Path:
+    """Put the weights of a file into two beside it."""
+    state = load_file(file)
+    file.unlink()
+    placed = {name: f"part-0000{1 + number % 2}.safetensors" for number, name in enumerate(sorted(state))}
+    for part in set(placed.values()):
+        save_file({name: state[name] for name in state if placed[name] == part}, file.with_name(part))
+    path = file.with_name(index)
+    path.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    return path
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/etc/passwd", "a\\b", "", "..", 3, None])
+def test_an_index_that_leads_elsewhere_is_refused(folder: Path, shard: object) -> None:
+    path = spread(folder / "unet" / WEIGHTS, f"{WEIGHTS}.index.json")
+    path.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
+    with pytest.raises(BadInputError, match="shards lie in the folder of their index"):
+        resolve(folder)
+
+
+def test_an_index_that_says_other_than_its_files_is_refused(folder: Path) -> None:
+    path = spread(folder / "unet" / WEIGHTS, f"{WEIGHTS}.index.json")
+    placed = json.loads(path.read_text())["weight_map"]
+    path.write_text(
+        json.dumps({"weight_map": {name: part for name, part in placed.items() if name != "conv_in.weight"}})
+    )
+    with pytest.raises(BadInputError, match=r"holds other tensors than .* says"):
+        SCHEME.open(resolve(folder))
+
+
+def test_variants_of_which_none_is_plain_are_listed(folder: Path) -> None:
+    path = folder / "unet" / WEIGHTS
+    path.rename(path.with_name(f"{STEM}.one.safetensors"))
+    assert resolve(folder).weights_file.endswith(".one.safetensors")
+    shutil.copy(path.with_name(f"{STEM}.one.safetensors"), path.with_name(f"{STEM}.two.safetensors"))
+    with pytest.raises(UsageError, match="in 2 variants, none of them plain: one, two"):
+        resolve(folder)
+
+
 def test_weights_of_another_network_are_told_by_name(folder: Path) -> None:
-    path = folder / "unet" / WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS
     state = load_file(path)
     kept = {name: value for name, value in state.items() if "cond_proj" not in name}
     save_file({**kept, "conv_in.weight": state["conv_in.weight"][:8].clone()}, path)
@@ -165,7 +226,7 @@ def test_weights_of_another_network_are_told_by_name(folder: Path) -> None:
 
 def test_weights_that_changed_since_are_noticed(folder: Path) -> None:
     original = resolve(folder)
-    path = folder / "unet" / WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS
     state = load_file(path)
     save_file({**state, "conv_in.bias": state["conv_in.bias"] + 1}, path)
     with pytest.raises(BadInputError, match="has changed since it was resolved"):
@@ -210,7 +271,7 @@ def test_the_network_that_ships_is_known_by_its_name_alone() -> None:
     assert (original.id, original.scheme, original.family, original.task) == (TINY, "lcm", "lcm", "noise")
     assert original.preprocess is None
     assert TINY in SCHEME.names("tiny-*")
-    assert original.weights_sha256 == sha256_of(SHIPPED[TINY] / "unet" / WEIGHTS[0])
+    assert original.weights_sha256 == sha256_of(SHIPPED[TINY] / "unet" / WEIGHTS)
     assert Path(original.weights_file).stat().st_size < 12_000_000
     assert sources.located(original.locator) == original
 
@@ -248,8 +309,10 @@ def test_the_unets_own_folder_is_opened_too(folder: Path) -> None:
 
 
 def test_weights_in_half_are_widened(folder: Path) -> None:
-    path = folder / "unet" / WEIGHTS[0]
-    save_file({name: value.half() for name, value in load_file(path).items()}, path.with_name(WEIGHTS[1]))
+    path = folder / "unet" / WEIGHTS
+    save_file(
+        {name: value.half() for name, value in load_file(path).items()}, path.with_name(f"{STEM}.fp16.safetensors")
+    )
     path.unlink()
     module = SCHEME.open(resolve(folder))
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -283,7 +346,7 @@ def test_a_repository_comes_from_the_cache_without_network(tmp_path: Path) -> No
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert json.loads(ended.stdout or "[]") == ["lcm", "some/lcm", str(snapshot / "unet" / WEIGHTS[0])], ended.stderr
+    assert json.loads(ended.stdout or "[]") == ["lcm", "some/lcm", str(snapshot / "unet" / WEIGHTS)], ended.stderr
 
 
 def test_importing_the_scheme_imports_no_heavy_library() -> None:

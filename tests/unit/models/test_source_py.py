@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.cases.files import write_lightning
 
 from deploykit.errors import BadInputError, UsageError
 from deploykit.models import sources
@@ -334,3 +335,79 @@ def test_functions_of_ones_own_are_not_listed() -> None:
     from deploykit.models.scheme import get_scheme
 
     assert get_scheme("py").names("*") == ()
+
+
+# What people return, as small networks
+
+
+def case(name: str, **options: Any) -> Original:
+    return sources.resolve(f"py:tests.cases.nets:{name}", SourceOptions(image_size=32, **options))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("scripted", r"scripted returns TorchScript, which can't be traced: return the network that it was made of"),
+        ("dynamic_int8", r"returns a network that is quantized \(1 is a Linear\): return it in float"),
+        ("qat", r"with fake quantizers or observers \(.* is a \w+\): return it in float"),
+        ("observed", r"with fake quantizers or observers \(.* is a \w+\): return it in float"),
+        ("lazy", r"whose 1\.weight has no shape yet: run it once before it is returned"),
+        ("half", r"returns a network of float16 \(body\.0\.weight\): return module\.float\(\)"),
+        ("double", r"returns a network of float64 \(body\.0\.weight\): return module\.float\(\)"),
+        ("without_memory", r"whose body\.0\.weight has no memory \(meta\): build it on the CPU"),
+        ("sparse", r"whose head\.weight is a torch\.sparse_coo: return it with plain tensors"),
+        ("program", r"returns a program of torch\.export, which has no evaluation mode"),
+        ("state", r"returns a OrderedDict, not a torch\.nn\.Module"),
+    ],
+)
+def test_what_is_no_float_network_is_refused_with_the_remedy(name: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        case(name)
+    assert "\n" not in caught.value.message
+
+
+def test_a_compiled_network_is_the_one_that_was_compiled() -> None:
+    assert case("compiled").weights_sha256 == case("plain").weights_sha256
+
+
+def test_one_channel_is_grey() -> None:
+    original = case("gray")
+    assert (original.recipe.input_size, original.recipe.mean, original.recipe.std) == ((1, 32, 32), (0.5,), (0.5,))
+    assert original.notes == (
+        "one channel: images are turned to grey; mean 0.5 and std 0.5 unless --mean and --std say others",
+    )
+    told = case("gray", mean=(0.1,), std=(0.3,))
+    assert (told.recipe.mean, told.recipe.std) == ((0.1,), (0.3,))
+    assert told.notes == ("one channel: images are turned to grey",)
+
+
+def test_a_checkpoint_says_what_images_it_was_trained_on(tmp_path: Path) -> None:
+    state = importlib.import_module("tests.cases.nets").plain().state_dict()
+    script = {"img_size": 48, "mean": [0.1, 0.2, 0.3], "std": [123.0, 117.0, 104.0], "num_classes": 7, "lr": 0.1}
+    torch.save({"state_dict": state, "hyper_parameters": script}, tmp_path / "a.ckpt")
+    options = SourceOptions(weights=str(tmp_path / "a.ckpt"))
+    original = sources.resolve("py:tests.cases.nets:plain", options)
+    assert original.recipe.input_size == (3, 48, 48)
+    assert original.recipe.mean == (0.1, 0.2, 0.3)
+    assert original.recipe.std == (0.229, 0.224, 0.225)
+    assert original.notes == (
+        "img_size 48 is the checkpoint's; --image-size says another",
+        "mean [0.1, 0.2, 0.3] is the checkpoint's; --mean says another",
+        "the checkpoint's options say std [123.0, 117.0, 104.0], which isn't taken: say --std",
+        "the checkpoint's options say num_classes 7; the head has 10",
+    )
+    assert sources.located(original.locator).recipe == original.recipe
+    asked = sources.resolve(
+        "py:tests.cases.nets:plain", SourceOptions(weights=options.weights, image_size=32, mean=(0.5,) * 3)
+    )
+    assert (asked.recipe.input_size, asked.recipe.mean) == ((3, 32, 32), (0.5, 0.5, 0.5))
+
+
+def test_what_of_a_checkpoint_is_the_networks_is_told(tmp_path: Path) -> None:
+    path = write_lightning(tmp_path / "lightning.ckpt")
+    original = case("plain", weights=str(path))
+    assert original.notes == (
+        "the network is what is called model.* in the checkpoint; not of it: loss_fn.weight, train_acc.correct",
+    )
+    assert original.weights_sha256 == case("plain").weights_sha256

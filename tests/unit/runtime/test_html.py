@@ -91,3 +91,9 @@ def test_a_report_about_nothing_is_a_page_too() -> None:
     read = Read(page(Report("deploy/x")))
     assert read.texts.count("x") == 1
     assert "– not run" in read.texts
+
+
+def test_the_median_and_the_worst_input_stand_beside_the_drift_of_all() -> None:
+    metrics = {"sqnr_db": 1.2, "sqnr_db_median": 20.4, "sqnr_db_worst": -3.1}
+    read = Read(page(Report("b", (replace(judgement(Verdict.PASS, gate()), metrics=metrics),))))
+    assert "median 20 dB, worst -3 dB" in read.texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -131,3 +132,26 @@ def test_no_two_different_numbers_look_alike(
     shown = terminal.value_text(result, bound)
     for number in (value, lower, upper):
         assert (terminal.value_text(result, number) == shown) == (number == bound or str(number) == str(bound) == "nan")
+
+
+def test_median_and_worst_are_told_where_few_inputs_weigh_most() -> None:
+    metrics = {"sqnr_db": 1.2, "sqnr_db_median": 20.4, "sqnr_db_worst": -3.1}
+    few = replace(judged("int8", "ort"), metrics=metrics)
+    assert list(terminal.spreads(Report("b", (few,)))) == [
+        "inputs  net.int8.ort (ort cpu f32): 1 dB over all of them, median 20 dB, worst -3 dB"
+    ]
+    alike = replace(few, metrics={**metrics, "sqnr_db_median": 2.0})
+    untold = replace(few, metrics={"sqnr_db": 1.2})
+    assert not list(terminal.spreads(Report("b", (alike, untold))))
+    assert terminal.spread_text(alike) == "median 2 dB, worst -3 dB"
+    assert not terminal.spread_text(untold)
+
+
+def test_of_several_outputs_the_spread_is_that_of_the_one_that_drifts_most() -> None:
+    metrics = {"sqnr_db": 90.0, "sqnr_db_median": 91.0, "sqnr_db_worst": 80.0}
+    metrics |= {"sqnr_db:map": 5.0, "sqnr_db_median:map": 30.0, "sqnr_db_worst:map": 1.0}
+    several = replace(judged("int8", "ort"), metrics=metrics)
+    assert terminal.drift_text(several) == "5 dB"
+    assert terminal.spread_text(several) == "median 30 dB, worst 1 dB"
+    equal = replace(several, metrics={"sqnr_db": 60.0, "sqnr_db_median": math.inf, "sqnr_db_worst": 20.0})
+    assert "median equal, worst 20 dB" in "".join(terminal.spreads(Report("b", (equal,))))

@@ -93,6 +93,7 @@ def _rows(report: Report, names: Mapping[str, str], sizes: Mapping[str, int]) ->
             "size": terminal.megabytes(sizes[each.artifact]) if each.artifact in sizes else "",
             "run": terminal.run_text(each),
             "drift": terminal.drift_text(each),
+            "spread": terminal.spread_text(each),
             "agreement": terminal.agreement_text(each),
             "mark": _mark(each),
             "verdict": each.verdict.value,

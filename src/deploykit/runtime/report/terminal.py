@@ -30,6 +30,8 @@ SHORT = {"onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "tensorrt_rt
 NAME_WIDTH = 16
 #: Where queueing the work takes this share of the work's own time, the host is what limits it.
 HOST_BOUND = 0.9
+#: By how many decibels the median input lies off all of them taken together where both are told.
+APART = 3.0
 #: How many modules a line names.
 NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
@@ -212,11 +214,45 @@ def run_text(judgement: Judgement) -> str:
 
 def drift_text(judgement: Judgement) -> str:
     """Return the SQNR against the original, of several outputs the least: "118 dB"."""
-    values = [value for key, value in judgement.metrics.items() if key.partition(":")[0] == "sqnr_db"]
-    if not values:
-        return ""
-    value = min(values, key=lambda one: -math.inf if math.isnan(one) else one)
+    found = _drift(judgement)
+    return "" if found is None else decibels(found[0])
+
+
+def _drift(judgement: Judgement) -> tuple[float, str] | None:
+    """Return the SQNR of the output that drifts most, and what the names of its numbers end with; None where none is told."""
+    values = [
+        (value, key.removeprefix("sqnr_db"))
+        for key, value in judgement.metrics.items()
+        if key.partition(":")[0] == "sqnr_db"
+    ]
+    return min(values, key=lambda one: -math.inf if math.isnan(one[0]) else one[0], default=None)
+
+
+def decibels(value: float) -> str:
+    """Return a ratio for people: "118 dB", "equal" where nothing differs."""
     return f"{value:.0f} dB" if math.isfinite(value) else ("equal" if value > 0 else str(value))
+
+
+def spread_text(judgement: Judgement) -> str:
+    """Return the drift of the median and of the worst input: "median 20 dB, worst -3 dB"; "" where they aren't told."""
+    found = _drift(judgement)
+    names = ("sqnr_db_median", "sqnr_db_worst")
+    told = [judgement.metrics.get(f"{name}{found[1]}") for name in names] if found is not None else []
+    if not told or None in told:
+        return ""
+    return ", ".join(
+        f"{word} {decibels(value)}" for word, value in zip(("median", "worst"), told, strict=True) if value is not None
+    )
+
+
+def spreads(report: Report) -> Iterator[str]:
+    """Yield a line for each artifact whose median input drifts otherwise than all inputs taken together: few weigh most."""
+    for judgement in report.judgements:
+        found = _drift(judgement)
+        median = judgement.metrics.get(f"sqnr_db_median{found[1]}") if found is not None else None
+        if found is not None and median is not None and abs(median - found[0]) >= APART:
+            where = f"{judgement.artifact} ({run_text(judgement)})"
+            yield f"inputs  {where}: {decibels(found[0])} over all of them, {spread_text(judgement)}"
 
 
 def agreement_text(judgement: Judgement) -> str:
