@@ -229,7 +229,7 @@ def scripted() -> nn.Module:
 def dynamic_int8() -> nn.Module:
     """Return a dynamically quantized module."""
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
-    module: nn.Module = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    module: nn.Module = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})  # type: ignore[no-untyped-call]
     return module
 
 

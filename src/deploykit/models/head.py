@@ -108,7 +108,12 @@ def labels_of(options: SourceOptions, classes: int) -> tuple[str, ...]:
         if len(set(names)) != len(names):
             raise UsageError(f"{path} names {next(name for name in names if names.count(name) > 1)!r} more than once")
         return names
-    return _imagenet(classes) or tuple(f"class {index}" for index in range(classes))
+    return _imagenet(classes) or numbered(classes)
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Return what classes are called that nobody named."""
+    return tuple(f"class {index}" for index in range(classes))
 
 
 def _imagenet(classes: int) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Report
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
+from deploykit.workflow.classes import named
 from deploykit.workflow.disk import check_disk, work_folder
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.making import make
@@ -89,7 +90,8 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         MissingComponentError: A library that the plan needs is not installed.
         ResourceError: Too little free disk.
     """
-    original = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
+    found = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
+    original = named(found, options.data)
     request = plan.Request(
         cells=_cells(options),
         batch=options.batch,

@@ -26,6 +26,7 @@ from deploykit.runtime.claims import Claims, precision_fault
 from deploykit.runtime.drift import Answers
 from deploykit.runtime.golden import Golden
 from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
+from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.opened import open_bundle, original_of
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
@@ -202,7 +203,7 @@ def _live_evaluation(original: Original, images: str, count: int | None) -> judg
     """Prepare images and let the original answer them."""
     if original.task != "logits":
         raise UsageError(f"--data judges class answers; {original.id} answers with {original.takes.output}")
-    chosen, recipe = open_imageset(images, original.labels, count), original.recipe
+    chosen, recipe = open_imageset(images, named(original, images).labels, count), original.recipe
     crops = prepare_crops(chosen, recipe)
     with sources.open_original(original) as session:
         logits = judge.logits_of(session, crops, recipe)
