@@ -306,16 +306,18 @@ def test_a_file_is_opened_only_as_the_sealed_manifest_has_it(copy: Path) -> None
         deploykit.load(file, seal=seal)
 
 
-def evaluated(root: Path, images: str, count: int = 4, **arrays: np.ndarray[Any, Any]) -> None:
+#: Images that a bundle says it was judged on.
+COUNT = 4
+
+
+def evaluated(root: Path, images: str, **changes: np.ndarray[Any, Any]) -> None:
     """Let a bundle say that it was judged on labelled images."""
-    usual = {
-        "top1": np.zeros(count, np.int64),
-        "margin": np.ones(count, np.float32),
-        "labels": np.zeros(count, np.int64),
-    }
-    save_tensors(root / "golden/answers.npz", {**usual, **arrays})
+    arrays: dict[str, np.ndarray[Any, Any]] = {name: np.zeros(COUNT, np.int64) for name in ("top1", "labels")}
+    arrays["margin"] = np.ones(COUNT, np.float32)
+    arrays.update(changes)
+    save_tensors(root / "golden/answers.npz", arrays)
     answers = serde.to_json(FileRecord.of(root, "golden/answers.npz"))
-    evaluation = {"images": images, "count": count, "crops_sha256": "0" * 64, "answers": answers}
+    evaluation = {"images": images, "count": COUNT, "crops_sha256": "0" * 64, "answers": answers}
     reseal(root, lambda value: value.update(evaluation=evaluation))
 
 
