@@ -103,7 +103,7 @@ def export(
     golden: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Images for golden inputs: 16 are taken and kept in the bundle, else rendered."
+            metavar="PATH", help="Images or prepared inputs for golden inputs: 16 are taken and kept, else rendered."
         ),
     ] = None,
     calib: Annotated[
