@@ -2,7 +2,8 @@
 
 The runtime must read a manifest in an environment that holds numpy and one inference runtime, so a serialization library
 is no option here (docs/adr/0003). Decoding checks every field: an unknown key, a missing key or a value of another type is
-a `BadInputError` that names the path. Non-finite floats travel as the strings "NaN", "Infinity" and "-Infinity".
+a `BadInputError` that names the path. In a manifest and wherever
+it is sealed, non-finite floats travel as the strings "NaN", "Infinity" and "-Infinity"; what commands print has null for them.
 """
 
 from __future__ import annotations
@@ -41,20 +42,65 @@ def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type t
     Raises:
         TypeError: `value` holds something that JSON can't express.
     """
+    return _named(to_values(value))
+
+
+def to_values(value: object) -> Any:  # noqa: ANN401 - as JSON's, but for floats that JSON can't express
+    """Return the same, non-finite floats left as they are.
+
+    Raises:
+        TypeError: `value` holds something that JSON can't express.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         given = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {field.name: to_json(item) for field, item in given.items() if not (is_later(field) and item is None)}
+        return {field.name: to_values(item) for field, item in given.items() if not (is_later(field) and item is None)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_values(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+        return [to_values(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{type(value).__name__} can't be written as JSON: {value!r}")
+
+
+def _named(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return name_of(value) or value
+
+
+def name_of(value: object) -> str:
+    """Return the name of a non-finite float, such as "Infinity"; "" of everything else."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return ""
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def finite(value: Any, where: str = "") -> tuple[Any, dict[str, str]]:  # noqa: ANN401
+    """Return JSON values with null in place of each non-finite float, and the names of these by their paths.
+
+    Args:
+        value: What `to_values` returns.
+        where: Path to it: "judgements[0].metrics.sqnr_db".
+    """
+    if name := name_of(value):
+        return None, {where: name}
+    names: dict[str, str] = {}
+
+    def inner(item: Any, path: str) -> Any:  # noqa: ANN401
+        plain, found = finite(item, path)
+        names.update(found)
+        return plain
+
+    if isinstance(value, dict):
+        return {key: inner(item, f"{where}.{key}" if where else key) for key, item in value.items()}, names
+    if isinstance(value, list):
+        return [inner(item, f"{where}[{index}]") for index, item in enumerate(value)], names
+    return value, names
 
 
 def canonical_bytes(value: object) -> bytes:

@@ -227,3 +227,28 @@ def test_a_field_that_came_later_may_be_absent_and_is_not_written_without_a_valu
     assert serde.from_json(Grown, {"old": 1}) == Grown(1)
     assert serde.to_json(Grown(1)) == {"old": 1}
     assert serde.from_json(Grown, serde.to_json(Grown(1, 0.5))) == Grown(1, 0.5)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_what_is_no_number_is_null_and_named_and_nothing_else_changes(value: Any) -> None:
+    plain, names = serde.finite(serde.to_values(value))
+    text = json.dumps(plain, allow_nan=False)
+    assert plain == json.loads(text)
+    assert set(names.values()) <= set(serde.NON_FINITE)
+    assert bool(names) == (json.dumps(serde.to_json(value)) != json.dumps(serde.to_values(value)))
+    if not names:
+        assert plain == value
+
+
+def test_paths_lead_to_what_is_named() -> None:
+    value = {"judgements": [{"metrics": {"a": math.inf, "b": 1.0}}, {"metrics": {"a": math.nan}}], "text": "Infinity"}
+    plain, names = serde.finite(value)
+    assert plain == {"judgements": [{"metrics": {"a": None, "b": 1.0}}, {"metrics": {"a": None}}], "text": "Infinity"}
+    assert names == {"judgements[0].metrics.a": "Infinity", "judgements[1].metrics.a": "NaN"}

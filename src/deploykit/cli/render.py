@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from deploykit import serde
 from deploykit.errors import DeploykitError
 from deploykit.texts import printable
 
@@ -49,9 +50,12 @@ def _console(**settings: Any) -> Console:  # noqa: ANN401 - as rich takes them
     return Plain(markup=False, highlight=False, emoji=False, **settings)
 
 
-def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout; a number that is none is null, and `not_finite` says by its path what it is."""
+    printed, names = serde.finite(dict(value))
+    if names:
+        printed["not_finite"] = names
+    sys.stdout.write(json.dumps(printed, indent=2, allow_nan=False) + "\n")
 
 
 def error_record(error: DeploykitError) -> dict[str, Any]:

@@ -62,10 +62,10 @@ class Prediction:
         """Return it as plain JSON values: the features where no nearest images were asked for."""
         found: dict[str, Any] = {"image": self.image}
         if self.embedding is None:
-            return {**found, "scores": serde.to_json(self.scores)}
+            return {**found, "scores": serde.to_values(self.scores)}
         return {
             **found,
-            **({"nearest": serde.to_json(self.nearest)} if self.nearest else {"embedding": self.embedding.tolist()}),
+            **({"nearest": serde.to_values(self.nearest)} if self.nearest else {"embedding": self.embedding.tolist()}),
         }
 
 

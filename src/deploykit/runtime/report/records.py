@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import Artifact
-from deploykit.serde import to_json
+from deploykit.serde import to_values
 from deploykit.verdict import Report, Verdict
 
 
@@ -17,9 +17,9 @@ def report_record(report: Report) -> dict[str, Any]:
         "subject": report.subject,
         "verdict": report.verdict.value,
         "not_run": list(report.not_run),
-        "judgements": to_json(report.judgements),
-        "timings": to_json(report.timings),
-        "latency": to_json(report.latency),
+        "judgements": to_values(report.judgements),
+        "timings": to_values(report.timings),
+        "latency": to_values(report.latency),
     }
 
 
@@ -33,9 +33,9 @@ def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> 
         "verdict": report.verdict.value,
         "not_run": list(report.not_run),
         "artifacts": [_artifact_record(root, artifact, report) for artifact in artifacts],
-        "refused": to_json(report.refused),
-        "timings": to_json(report.timings),
-        "repairs": to_json(report.repairs),
+        "refused": to_values(report.refused),
+        "timings": to_values(report.timings),
+        "repairs": to_values(report.repairs),
     }
 
 
@@ -49,6 +49,6 @@ def _artifact_record(root: Path, artifact: Artifact, report: Report) -> dict[str
         "precision": artifact.precision,
         "bytes": artifact.bytes,
         "verdict": Verdict.worst(judgement.verdict for judgement in runs).value,
-        "metrics": to_json(runs[0].metrics) if runs else {},
-        "runs": to_json(runs),
+        "metrics": to_values(runs[0].metrics) if runs else {},
+        "runs": to_values(runs),
     }
