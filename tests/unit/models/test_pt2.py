@@ -166,6 +166,15 @@ def test_a_member_that_no_plain_program_has_is_refused_and_not_run(archive: Path
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_pickle_under_the_name_of_another_case_is_not_run(archive: Path, tmp_path: Path) -> None:
+    """With several of them PyTorch's search through the sorted names ends at one."""
+    for name in ("samP", "saMp", "saMP"):
+        add(archive, f"data/{name}le_inputs/model.pt", pickled(tmp_path / "mark"))
+    with pytest.raises(BadInputError, match="nothing of it was run: it holds"):
+        pt2.load(archive)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_second_folder_in_an_archive_is_refused(archive: Path) -> None:
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("other/models/model.json", b"{}")
