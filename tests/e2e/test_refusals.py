@@ -40,3 +40,18 @@ def test_where_every_target_refuses_nothing_is_written(tmp_path: Path) -> None:
     assert outcome.err.count("error: ") == 1
     assert "Argument shapes are inconsistent" in outcome.err
     assert not (tmp_path / "b").exists()
+
+
+def test_an_older_operator_set_is_made_and_judged_or_refused_by_name(tmp_path: Path) -> None:
+    import onnx
+
+    words = ("export", "tiny-mobilenetv3", "--no-bench", "--eval-size", "32", "--out", str(tmp_path / "b"))
+    made = run(*words, "--opset", "14")
+    assert made.code == 0, made.out + made.err
+    model = onnx.load(str(tmp_path / "b" / "tiny-mobilenetv3.fp32.onnx"), load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 14)]
+    assert model.ir_version == 7
+    refused = run(*words, "--opset", "13", "--replace")
+    assert refused.code == 8
+    assert "opset 13 has no HardSwish (since 14, module 'bn1.act')" in refused.err
+    assert "--opset 14" in refused.err

@@ -115,8 +115,19 @@ def _misread(error: Any) -> int:  # noqa: ANN401 - the parser's own, see `PARSER
         return int(error.exit_code)
     path = context.command_path if context is not None else "deploykit"
     words = error.format_message().strip().rstrip(".")
-    hints = [Hint(f"{path} --help", "describes all options")]
-    named = [name for name in sys.argv[2:] if name in {each.COMMAND.__name__ for each in COMMANDS}]
-    if words.startswith("No such command") and named:
-        hints.insert(0, Hint(f"deploykit {named[0]} {sys.argv[1]}", "the command comes first"))
+    hints = [*_meant(words, context), Hint(f"{path} --help", "describes all options")]
     return _told(UsageError(words[:1].lower() + words[1:], *hints))
+
+
+def _meant(words: str, context: Any) -> list[Hint]:  # noqa: ANN401
+    """Return what was probably meant: the command that stands further right, an option without its dashes."""
+    typed = sys.argv[1:]
+    named = [name for name in typed[1:] if name in {each.COMMAND.__name__ for each in COMMANDS}]
+    if words.startswith("No such command") and named:
+        return [Hint(f"deploykit {named[0]} {typed[0]}", "the command comes first")]
+    if context is None:
+        return []
+    options = {option for parameter in context.command.params for option in parameter.opts}
+    bare = typed if "unexpected extra argument" in words else [word for word in typed if word.startswith("-")]
+    meant = [f"--{word.lstrip('-')}" for word in bare if word not in options]
+    return [Hint(option, "is an option") for option in meant if option in options]

@@ -109,6 +109,14 @@ def test_words_in_another_order_are_put_right(typed: Typed) -> None:
     assert "deploykit export tiny-convnext   the command comes first" in err
 
 
+@pytest.mark.parametrize("word", ["ort", "-ort"])
+def test_an_option_without_its_dashes_is_told(typed: Typed, word: str) -> None:
+    code, _, err = typed("export", "tiny-convnext", word)
+    assert code == 2
+    assert "--ort" in err
+    assert "is an option" in err
+
+
 def test_nothing_typed_is_the_help(typed: Typed) -> None:
     code, out, err = typed()
     assert code == 2

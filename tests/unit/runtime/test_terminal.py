@@ -142,7 +142,8 @@ def test_median_and_worst_are_told_where_few_inputs_weigh_most() -> None:
     ]
     alike = replace(few, metrics={**metrics, "sqnr_db_median": 2.0})
     untold = replace(few, metrics={"sqnr_db": 1.2})
-    assert not list(terminal.spreads(Report("b", (alike, untold))))
+    close = replace(few, metrics={"sqnr_db": 125.0, "sqnr_db_median": 131.0, "sqnr_db_worst": 117.0})
+    assert not list(terminal.spreads(Report("b", (alike, untold, close))))
     assert terminal.spread_text(alike) == "median 2 dB, worst -3 dB"
     assert not terminal.spread_text(untold)
 
@@ -153,5 +154,5 @@ def test_of_several_outputs_the_spread_is_that_of_the_one_that_drifts_most() -> 
     several = replace(judged("int8", "ort"), metrics=metrics)
     assert terminal.drift_text(several) == "5 dB"
     assert terminal.spread_text(several) == "median 30 dB, worst 1 dB"
-    equal = replace(several, metrics={"sqnr_db": 60.0, "sqnr_db_median": math.inf, "sqnr_db_worst": 20.0})
+    equal = replace(several, metrics={"sqnr_db": 40.0, "sqnr_db_median": math.inf, "sqnr_db_worst": 20.0})
     assert "median equal, worst 20 dB" in "".join(terminal.spreads(Report("b", (equal,))))

@@ -32,6 +32,8 @@ NAME_WIDTH = 16
 HOST_BOUND = 0.9
 #: By how many decibels the median input lies off all of them taken together where both are told.
 APART = 3.0
+#: From this many decibels on nobody asks which input drifts most.
+CLOSE = 60.0
 #: How many modules a line names.
 NAMED = 6
 #: What a repair may buy: metric, lead, factor, digits, unit.
@@ -250,7 +252,9 @@ def spreads(report: Report) -> Iterator[str]:
     for judgement in report.judgements:
         found = _drift(judgement)
         median = judgement.metrics.get(f"sqnr_db_median{found[1]}") if found is not None else None
-        if found is not None and median is not None and abs(median - found[0]) >= APART:
+        if found is None or median is None or found[0] >= CLOSE:
+            continue
+        if abs(median - found[0]) >= APART:
             where = f"{judgement.artifact} ({run_text(judgement)})"
             yield f"inputs  {where}: {decibels(found[0])} over all of them, {spread_text(judgement)}"
 
