@@ -179,7 +179,7 @@ class Judgement:
         gates: Every gate that was judged.
         metrics: Every number measured, gated or not.
         verdict: The gravest gate.
-        reason: Why it was not run or crashed.
+        reason: Why it was not run, crashed, or drifts though its graph does not.
         not_run: Checks that could not be made here, each with its reason.
         measured_at: UTC, ISO 8601.
     """

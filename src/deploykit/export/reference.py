@@ -282,7 +282,7 @@ HUB_OUTPUTS = Stage(
 def twin_stage(run: RunConfig) -> Stage[TwinOptions]:
     """Return the stage that asks a runtime what a graph makes of the golden inputs."""
     takes = {"graph": "graph", "golden": "tensors"}
-    return Stage("twin-outputs", 2, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
+    return Stage("twin-outputs", 3, takes, "tensors", (get_backend(run.backend).module,), _twin_outputs)
 
 
 def sized_stage(original: Original) -> Stage[SizedOptions]:

@@ -51,8 +51,8 @@ class Target:
         runs: By precision, the ways in which an artifact is judged to run, the recommended one first.
         placements: By precision, how it wants Q/DQ.
         static: Precisions that it computes rightly only where every axis is fixed.
-        twin: Another runtime that opens the graph that the files are made of, to tell a wrong runtime from a bad graph; None
-            where there is none.
+        twin: Another way to run the graph that the files are made of, to tell a wrong runtime from a bad graph; None where
+            there is none.
         typed: Layers compute in the type that stands in the graph, so that half precision is cast, never stored alone.
         without: By half precision, operators that it has none of in it: they stay float32.
         refuses: Precisions that others take, to the reason why it doesn't.

@@ -10,6 +10,7 @@ from deploykit.artifact import EXACT, Preprocess, RunConfig
 from deploykit.errors import UsageError
 from deploykit.models.family import get_family
 from deploykit.models.interface import BATCH, Input, Interface
+from deploykit.verdict import GRADES, Budget
 
 #: Name of the probe that renders images.
 IMAGES = "images"
@@ -111,6 +112,7 @@ class Original:
         fixed_batch: Rows that its input is fixed to, where it is.
         interface: What it takes and gives; None where that is one image and its task.
         notes: What was found out about it that people should know; it is no part of what it is.
+        rounds: It is a graph that rounds activations to 8 bits itself, so that runtimes answer alike but for such roundings.
     """
 
     id: str
@@ -131,6 +133,19 @@ class Original:
     fixed_batch: int | None = None
     interface: Interface | None = field(default=None, metadata=serde.LATER)
     notes: tuple[str, ...] | None = field(default=None, metadata=serde.LATER)
+    rounds: bool | None = field(default=None, metadata=serde.LATER)
+
+    @property
+    def budgets(self) -> Mapping[str, Budget]:
+        """How far an artifact may drift, by grade: its family's bounds; where it rounds to 8 bits, none finer than int8's.
+
+        How much of it a runtime multiplies in 8 bits is not asked then: that was not decided here.
+        """
+        known = get_family(self.family).budgets
+        if not self.rounds:
+            return known
+        finer = GRADES[: GRADES.index("int8")]
+        return {**known, **dict.fromkeys(finer, replace(known["int8"], int8_share=None))}
 
     @property
     def digest(self) -> str:

@@ -18,6 +18,7 @@ from deploykit.models.original import INPUT_NAME, Original, SourceOptions
 from deploykit.models.scheme import Scheme
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.backends.external_data import external_locations
+from deploykit.runtime.backends.onnxruntime_exact import ROUNDING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,7 @@ class Found:
         parameters: Number of weights.
         metadata: Texts that it carries.
         versions: Of the libraries that decide what it computes.
+        rounds: It rounds activations to 8 bits itself.
     """
 
     input: TensorSpec
@@ -45,6 +47,7 @@ class Found:
     parameters: int
     metadata: Mapping[str, str]
     versions: Mapping[str, str]
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class FileScheme(Scheme):
             input_name=kind.input_name or found.input.name,
             fixed_batch=None if isinstance(batch, Axis) else batch,
             notes=head.notes_of(recipe, options) or None,
+            rounds=found.rounds or None,
         )
 
     def check(self, original: Original) -> None:
@@ -149,7 +153,8 @@ def _read_onnx(path: Path) -> Found:
     constant = {tensor.name for tensor in graph.initializer}
     taken = tuple(spec for spec in inputs if spec.name not in constant)  # what may be overridden is not asked for
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
-    return Found(_only_image(path, taken), outputs, parameters, metadata, {})
+    rounds = any(node.op_type in ROUNDING for node in graph.node)
+    return Found(_only_image(path, taken), outputs, parameters, metadata, {}, rounds)
 
 
 def _read_pt2(path: Path) -> Found:

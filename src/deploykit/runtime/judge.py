@@ -132,7 +132,7 @@ def _measure(
     # Each check runs though one before it crashed: a baked axis breaks the golden inputs too, and must be called by its name.
     crashes = [
         _crash(lambda: _judge_golden(session, brief, budget, (gates, metrics))),
-        _crash(lambda: gates.extend(judge_axes(session, golden, budget, brief.axes, skipped, _least(metrics)))),
+        _crash(lambda: gates.extend(judge_axes(session, golden, budget, brief.axes, skipped, least_sqnr(metrics)))),
     ]
     if budget.int8_share is not None:
         least = budget.int8_share
@@ -145,7 +145,7 @@ def _measure(
     return tuple(gates), metrics, tuple(skipped), next((text for text in crashes if text), "")
 
 
-def _least(metrics: Mapping[str, float]) -> float:
+def least_sqnr(metrics: Mapping[str, float]) -> float:
     """Return the SQNR from the original of the output that has least, dB; inf where none was measured."""
     return min((value for key, value in metrics.items() if key.partition(":")[0] == "sqnr_db"), default=float("inf"))
 

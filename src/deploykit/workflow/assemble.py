@@ -22,7 +22,6 @@ from deploykit.export.probe import get_probe
 from deploykit.export.stage import TENSORS, Item, Plan
 from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
-from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import power
 from deploykit.runtime.golden import HUB, ORIGINAL
@@ -167,7 +166,7 @@ class Assembly:
             preprocess=original.preprocess,
             labels=original.labels,
             axes=self.story.axes,
-            budgets=get_family(original.family).budgets,
+            budgets=original.budgets,
             stages=tuple(self.stages()),
             artifacts=tuple(self.artifacts()),
             modules=self.put("modules", {".json": self.hub.path(onnx_files.MODULES)})[0],

@@ -129,7 +129,7 @@ class Draft:
                 artifact=name,
                 file=file,
                 run=run,
-                budgets=self.family.budgets,
+                budgets=self.original.budgets,
                 precision=cell.precision,
                 axes=self.axes,
                 preprocess=self.original.preprocess,

@@ -20,6 +20,7 @@ from deploykit.manifest import Machine
 from deploykit.models import sources
 from deploykit.models.original import FORMS, Original
 from deploykit.runtime import judge, power
+from deploykit.runtime.arithmetic import judge_file
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.drift import Answers
@@ -77,11 +78,8 @@ def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts
         evaluation=evaluation,
         precision=options.precision,
     )
-    path = str(inputs["artifact"].path(options.file))
-    backend = get_backend(options.run.backend)
-    found = judge.judge(
-        options.artifact, options.run, lambda: backend.open(path, options.run), brief, workspace.progress
-    )
+    path = inputs["artifact"].path(options.file)
+    found = judge_file(options.artifact, path, options.run, brief, workspace.progress)
     (workspace.folder / JUDGEMENT).write_text(json.dumps(serde.to_json(found)), encoding="utf-8")
     return {"verdict": found.verdict.value}
 
@@ -92,7 +90,7 @@ _NUMERIC = {"artifact": "artifact", "golden": "tensors", ORIGINAL: "tensors", HU
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
     """Return the stage that judges in this RunConfig, with labelled images or without."""
     takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
-    return Stage("judge", 6, takes, "judgement", (get_backend(run.backend).module,), _judge)
+    return Stage("judge", 7, takes, "judgement", (get_backend(run.backend).module,), _judge)
 
 
 @dataclass(frozen=True)

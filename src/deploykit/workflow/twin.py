@@ -1,4 +1,4 @@
-"""Twin: what another runtime makes of the graph of an artifact that drifts. Is the runtime wrong, or the quantization?"""
+"""Twin: another run of the graph of an artifact that drifts, as by exact arithmetic. Is the runtime wrong, or the graph?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deploykit.export.stage import TENSORS, Node, Plan
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.batches import load_outputs, paired
+from deploykit.runtime.judge import least_sqnr
 from deploykit.verdict import Judgement
 from deploykit.workflow.draft import Draft
 
@@ -62,9 +63,10 @@ def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgement
             raise
         return Twin()
     expected, found = (load_outputs(results[key].item.path(TENSORS)) for key in (plan.GOLDEN_OUTPUTS, node.id))
-    elsewhere = min(drift.sqnr_db(*paired(key, expected[key], found[key])) for key in expected)
-    here = min((judgement.metrics.get("sqnr_db", math.inf) for judgement in judgements), default=math.inf)
+    pairs = [paired(key, expected[key], found[key]) for key in expected]
+    elsewhere = min(drift.sqnr_db(wanted, got, drift.mean_answer(wanted)) for wanted, got in pairs)
+    here = min((least_sqnr(judgement.metrics) for judgement in judgements), default=math.inf)
     is_better = elsewhere - here >= BLAME
     blamed = f": {target.title} computes it wrongly" if is_better else ""
-    other = get_backend(run.backend).component.title
+    other = f"{run.arithmetic} arithmetic" if run.arithmetic is not None else get_backend(run.backend).component.title
     return Twin(f"{other} makes {elsewhere:.1f} dB of the same graph, {target.title} {here:.1f} dB{blamed}", is_better)

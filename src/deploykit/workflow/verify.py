@@ -17,9 +17,9 @@ from deploykit.data.imageset import open_imageset, prepare_crops, rendered_image
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
 from deploykit.export import probe, reference
 from deploykit.models import sources
-from deploykit.models.family import get_family
 from deploykit.models.original import Original
 from deploykit.runtime import judge
+from deploykit.runtime.arithmetic import judge_file
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.claims import Claims, precision_fault
@@ -134,9 +134,8 @@ def _judgements(
             if progress is not None:
                 progress(name, done, total)
 
-        backend = get_backend(run.backend)
         try:
-            yield judge.judge(name, run, lambda b=backend, p=path, r=run: b.open(str(p), r), brief, tell)  # type: ignore[misc]
+            yield judge_file(name, path, run, brief, tell)
         except UnsupportedError as error:
             if strict:
                 raise
@@ -213,8 +212,8 @@ def _live_evaluation(original: Original, images: str, count: int | None) -> judg
 
 def _verify_bare(path: Path, original: Original, options: VerifyOptions, progress: Progress | None) -> Report:
     """Judge a file against an original, both run now."""
-    family = get_family(original.family)
-    _check_precision(options.precision, family.budgets)
+    budgets = original.budgets
+    _check_precision(options.precision, budgets)
     backend = backend_for(path.name)
     golden = probe.get_probe(original.takes.probe).golden(original, _asked(original))
     images = options.data or original.images
@@ -224,7 +223,7 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     jobs = [(path.name, run, path) for run in runs]
     precision = options.precision or _grade(path, jobs) or "fp32"
     claims = Claims("the original", original.labels, original.preprocess)
-    brief = judge.Brief(golden, family.budgets, evaluation=evaluation, precision=precision, claims=claims)
+    brief = judge.Brief(golden, budgets, evaluation=evaluation, precision=precision, claims=claims)
     return Report(str(path), tuple(_judgements(jobs, brief, progress)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 
-from deploykit.artifact import RunConfig, sha256_of
+from deploykit.artifact import EXACT, RunConfig, sha256_of
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
 from deploykit.export.quantize.grid import UINT8
@@ -51,7 +51,7 @@ TARGET = Target(
         libraries=("onnx",),
         run=write_onnx,
     ),
-    twin=RunConfig("openvino", precision="f32"),
+    twin=RunConfig("onnxruntime", precision="f32", arithmetic=EXACT),
     # On a processor ONNX Runtime computes half in float32, between casts: what half does, the emulator tells.
     runs={
         "fp32": (RunConfig("onnxruntime", precision="f32"),),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.artifact import RunConfig
+from deploykit.artifact import EXACT, RunConfig
 from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files
 from deploykit.export.engines.texts import texts
@@ -109,7 +109,7 @@ TARGET = Target(
         run=_run,
         ensure=_ensure,
     ),
-    twin=RunConfig("onnxruntime", precision="f32"),
+    twin=RunConfig("onnxruntime", precision="f32", arithmetic=EXACT),
     runs={
         # The runtime's own choice is bfloat16 on some processors, for what int8 leaves too: parity is judged at f32, and the
         # stock default beside it.

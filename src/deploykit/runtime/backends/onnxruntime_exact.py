@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Settings of a session that leave Q/DQ as they are.
 SETTINGS: Final[Mapping[str, str]] = {"session.disable_quant_qdq": "1"}
+#: Operators that round activations to integers.
+ROUNDING: Final = frozenset(
+    {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear", "QLinearConv", "QLinearMatMul"}
+)
 #: From signed bytes to unsigned ones.
 _SHIFT: Final = 128
 _SHIFT_NAME: Final = "deploykit.exact.128"
@@ -69,7 +73,7 @@ def unsigned(path: Path) -> bytes | None:
     if not signed:
         return None
     _shift(model.graph, signed)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _products(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, _Product]]:
@@ -96,7 +100,8 @@ def _is_signed(node: onnx.NodeProto, product: _Product, types: Mapping[str, int]
     import onnx
 
     data = None if product.data is None else types.get(node.input[product.data])
-    return types.get(node.input[product.weights]) == onnx.TensorProto.INT8 and data != onnx.TensorProto.INT8
+    signed: int = onnx.TensorProto.INT8
+    return types.get(node.input[product.weights]) == signed != data
 
 
 def _shift(graph: onnx.GraphProto, signed: list[tuple[onnx.NodeProto, _Product]]) -> None:

@@ -57,7 +57,7 @@ class Case:
     answer: Array
     scaled: bool = True
     fed: bool = False
-    kind: type[np.generic] = np.uint8
+    kind: type[np.integer[Any]] = np.uint8
     inputs: Sequence[str] = field(default=("x", "x.s", "x.z", "w", "w.s", "w.z", "y.s", "y.z"))
 
     @property

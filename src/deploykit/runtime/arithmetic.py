@@ -1,0 +1,69 @@
+"""Tells arithmetic from quantization: does a file drift by what stands in it, or by how this processor's kernels add?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from deploykit.artifact import EXACT, RunConfig
+from deploykit.errors import DeploykitError
+from deploykit.runtime import judge, processors
+from deploykit.runtime.backends.base import CPU, get_backend
+from deploykit.verdict import GateKind, Judgement, Verdict
+
+#: Decibels by which kernels must lie farther from the original than the graph does to be told: a fifth of the error.
+LEAST: Final = 1.0
+#: What an application sets, so that a runtime doesn't add in 16 bits, by backend.
+REMEDIES: Final = {"onnxruntime": "session.x64quantprecision=1 computes it as it stands"}
+
+
+def judge_file(
+    name: str, path: Path, run: RunConfig, brief: judge.Brief, progress: Callable[[int, int], None] | None = None
+) -> Judgement:
+    """Judge a file as it runs; where it drifts by the processor's arithmetic and not by its own, the reason says so.
+
+    Args:
+        name: Of the artifact.
+        path: Its main file.
+        run: How it is run.
+        brief: What to judge by.
+        progress: Called with images done and images in all.
+
+    Raises:
+        BadInputError: The file can't be read.
+        UnsupportedError: The runtime refuses the model.
+    """
+    found = _judged(name, path, run, brief, progress)
+    drifts = [gate for gate in found.gates if gate.kind is GateKind.DRIFT and gate.verdict is Verdict.FAIL]
+    has_other = EXACT in get_backend(run.backend).arithmetics and run.arithmetic is None and run.device == CPU
+    if not drifts or found.reason or not has_other:
+        return found
+    by_itself = replace(brief, evaluation=None, without_evaluation="", axes={})
+    try:
+        exact = _judged(name, path, replace(run, arithmetic=EXACT), by_itself, None)
+    except DeploykitError:
+        return found
+    return replace(found, reason=_reason(found, exact))
+
+
+def _judged(
+    name: str, path: Path, run: RunConfig, brief: judge.Brief, progress: Callable[[int, int], None] | None
+) -> Judgement:
+    return judge.judge(name, run, lambda: get_backend(run.backend).open(str(path), run), brief, progress)
+
+
+def _reason(found: Judgement, exact: Judgement) -> str:
+    """Return what the graph makes and what this processor makes of it, where that is less; else ""."""
+    own, here = (judge.least_sqnr(one.metrics) for one in (exact, found))
+    if not own - here >= LEAST:
+        return ""
+    processor = processors.here()
+    why = f" (pairs of products saturate in 16 bits on {processor.name})" if processor.saturates else ""
+    graph = f"quantization {own:.1f} dB" if math.isfinite(own) else "the graph itself loses nothing"
+    told = f"{graph}, this processor's kernels {here:.1f} dB{why}"
+    passes = all(gate.verdict is Verdict.PASS for gate in exact.gates if gate.kind is GateKind.DRIFT)
+    remedy = REMEDIES[found.run.backend] if processor.saturates else "another processor or another artifact computes it"
+    return f"{told}: {remedy}" if passes else f"{told}: neither passes"
