@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test fuzz lint types docs clean
 
 demo: $(STAMP)
 	$(BIN)/deploykit export tiny-convnext --ort --openvino
 
 test: $(STAMP)
 	$(BIN)/pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+
+# MINUTES=60 CASES=100000 LOADERS="onnxruntime pt2" choose how long, how many of each, and which.
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) --cases $(or $(CASES),10000) $(LOADERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

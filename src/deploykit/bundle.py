@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import manifest as manifests
-from deploykit import paths
+from deploykit import paths, serde
 from deploykit.arrays import SUFFIX, Header, check_archive
 from deploykit.artifact import FileRecord, sha256_of
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
@@ -171,8 +171,8 @@ class BundleWriter:
         if not path.is_file():
             return []
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            listed = serde.parse(path.read_text(encoding="utf-8"))
+        except ValueError:
             return []
         return (
             [name for name in listed if isinstance(name, str) and _is_inside(name)] if isinstance(listed, list) else []

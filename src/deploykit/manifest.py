@@ -271,8 +271,8 @@ def parse(data: bytes, where: str = FILE) -> Manifest:
         BadInputError: Not JSON, newer than this version reads, not of the schema, or changed after it was sealed.
     """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = serde.parse(data)
+    except ValueError as error:
         raise BadInputError(f"{where} is no JSON: {error}") from error
     version = value.get("manifest_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > VERSION:

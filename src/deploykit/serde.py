@@ -113,6 +113,18 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_bytes(value)).hexdigest()
 
 
+def parse(text: str | bytes) -> Any:  # noqa: ANN401 - JSON
+    """Return the values of JSON that may be anybody's.
+
+    Raises:
+        ValueError: It is no JSON, or a nest too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("a nest of lists or objects too deep to be read") from None
+
+
 def from_json(kind: type[T], value: object, where: str = "$") -> T:
     """Build a `kind` from plain JSON values.
 
@@ -213,6 +225,8 @@ def _decode_scalar(kind: Any, value: object, where: str) -> object:  # noqa: ANN
         raise _fail(where, "a number", value)
     if kind is int and isinstance(value, bool):
         raise _fail(where, "an integer", value)
+    if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise BadInputError(f"{where}: expected an integer of 64 bits, found one beyond them")
     if isinstance(value, kind):
         return value
     raise _fail(where, getattr(kind, "__name__", str(kind)), value)

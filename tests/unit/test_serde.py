@@ -45,12 +45,13 @@ def axis(name: str, sizes: tuple[int, int, int], step: int) -> Axis:
     return Axis(name, least, usual, most, step)
 
 
+INTEGERS = st.integers(-(2**63), 2**64 - 1)
 AXES = st.builds(axis, st.text(max_size=4), st.tuples(*[st.integers(1, 99)] * 3), st.integers(1, 9))
 FINITE = st.floats(allow_nan=False)
 
 
 def leaves(floats: st.SearchStrategy[float]) -> st.SearchStrategy[Leaf]:
-    return st.builds(Leaf, st.text(), st.integers() | AXES, floats, st.booleans(), st.sampled_from(Colour))
+    return st.builds(Leaf, st.text(), INTEGERS | AXES, floats, st.booleans(), st.sampled_from(Colour))
 
 
 def trees(floats: st.SearchStrategy[float]) -> st.SearchStrategy[Tree]:
@@ -61,7 +62,7 @@ def trees(floats: st.SearchStrategy[float]) -> st.SearchStrategy[Tree]:
         st.lists(leaf, max_size=3).map(tuple),
         st.dictionaries(st.text(max_size=3), leaf, max_size=2),
         st.none() | floats,
-        st.dictionaries(st.text(max_size=3), st.lists(st.integers(), max_size=3).map(tuple), max_size=2),
+        st.dictionaries(st.text(max_size=3), st.lists(INTEGERS, max_size=3).map(tuple), max_size=2),
         st.dictionaries(st.text(max_size=3), st.text() | st.booleans() | st.integers() | st.none(), max_size=2),
     )
 
@@ -252,3 +253,17 @@ def test_paths_lead_to_what_is_named() -> None:
     plain, names = serde.finite(value)
     assert plain == {"judgements": [{"metrics": {"a": None, "b": 1.0}}, {"metrics": {"a": None}}], "text": "Infinity"}
     assert names == {"judgements[0].metrics.a": "Infinity", "judgements[1].metrics.a": "NaN"}
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
+def test_integers_are_of_64_bits(number: int) -> None:
+    with pytest.raises(BadInputError, match="integer of 64 bits"):
+        serde.from_json(int, number)
+    assert serde.from_json(int, 2**64 - 1) == 2**64 - 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "nul", "1" * 5000])
+def test_what_is_no_json_or_nested_too_deep_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"deep|Expecting|Exceeds"):
+        serde.parse(text)
+    assert serde.parse(b'{"a": [1, null]}') == {"a": [1, None]}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import paths
+from deploykit import paths, serde
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.errors import BadInputError, Hint, UsageError
 
@@ -160,11 +160,11 @@ class RangeTable:
         _refuse_cache(path)
         arrays = load_tensors(path)
         try:
-            head = json.loads(arrays["head"].tobytes())
+            head = serde.parse(arrays["head"].tobytes())
             if head["version"] != VERSION:
                 raise BadInputError(f"{path} is a range table of version {head['version']}; this is {VERSION}")
             return cls._of(head, arrays)
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInputError(f"{path} is no range table: {told}") from error
 
@@ -221,6 +221,8 @@ def _ranges(arrays: Mapping[str, NDArray[Any]], channels: Sequence[Any]) -> Iter
     )
     if not finite or tables[1].min(initial=0.0) < 0:
         raise ValueError("its values are not finite, or weigh less than nothing")
+    if not channels:
+        return
     ends = np.cumsum(channels, dtype=np.int64)[:-1]
     for scalars, histogram, *split in zip(*tables, *(np.split(piece, ends) for piece in pieces), strict=True):
         low, high, image_low, image_high, limit = (float(value) for value in scalars)

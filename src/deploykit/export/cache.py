@@ -8,7 +8,6 @@ What an entry says is hashed when it is found; its files are hashed again before
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import time
@@ -97,8 +96,8 @@ class Cache:
         """Return the entry of `key`, its files not yet hashed, or None."""
         folder = self._folder(key)
         try:
-            entry = serde.from_json(Entry, json.loads((folder / ENTRY).read_bytes()), key)
-        except (OSError, ValueError, RecursionError, BadInputError):
+            entry = serde.from_json(Entry, serde.parse((folder / ENTRY).read_bytes()), key)
+        except (OSError, ValueError, BadInputError):
             return None
         if entry != entry.sealed():
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.arrays import Header
 from deploykit.artifact import sha256_of
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.errors import BadInputError, Hint, UsageError
@@ -75,18 +77,16 @@ def _read(path: Path, takes: Interface) -> NDArray[np.float32]:
     """Read prompt embeddings. Raises what `resolve_prompts` does."""
     if not path.is_file():
         raise UsageError(f"--calib {path}: there is no such file", HINT)
+    data, width = path.read_bytes(), takes.at({})[lcm.STATES][-1]
     try:
-        states = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BadInputError(f"{path} is no .npy file: {str(error).splitlines()[0]}", HINT) from error
-    width = takes.at({})[lcm.STATES][-1]
-    if (
-        not isinstance(states, np.ndarray)
-        or states.dtype != np.float32
-        or states.ndim != 3
-        or states.shape[-1] != width
-    ):
-        told = f"{states.dtype} {list(states.shape)}" if isinstance(states, np.ndarray) else "several arrays"
+        header = Header.read(io.BytesIO(data))
+        fits = header.dtype == np.float32 and len(header.shape) == 3 and header.shape[-1] == width
+        told = f"{header.dtype} {list(header.shape)}"
+        states: NDArray[np.float32] = header.array(data)
+    except Exception as error:  # a damaged header leads numpy's parser to any error there is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"{path} is no .npy file: {reason}", HINT) from error
+    if not fits or 0 in header.shape:
         raise UsageError(f"{path} holds {told}; prompts are float32 [prompts, tokens, {width}]", HINT)
     if not np.isfinite(states).all():
         raise BadInputError(f"{path} holds NaN or infinity")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.artifact import Axis, TensorSpec
 from deploykit.bundle import load_tensors
 from deploykit.errors import InternalError
 from deploykit.export import onnx_files
@@ -48,12 +49,25 @@ def check_interface(before: onnx.ModelProto, after: onnx.ModelProto, doing: str)
 
     Raises:
         InternalError: They have not.
+        UnsupportedError: One of them is no tensor.
     """
     for side in ("input", "output"):
-        old = onnx_files.specs(getattr(before.graph, side), {})
-        new = onnx_files.specs(getattr(after.graph, side), {})
-        if old != new:
-            raise InternalError(f"{doing} changed the {side}s from {old} to {new}")
+        old, new = getattr(before.graph, side), getattr(after.graph, side)
+        told = [onnx_files.specs(values, {}) for values in (old, new)]
+        if len(old) != len(new) or not all(map(_kept, old, new, *told)):
+            raise InternalError(f"{doing} changed the {side}s from {told[0]} to {told[1]}")
+
+
+def _kept(old: onnx.ValueInfoProto, new: onnx.ValueInfoProto, was: TensorSpec, became: TensorSpec) -> bool:
+    """Tell whether an input or output is what it was. What nothing was said of, a shape or a dimension, may be told now."""
+    if (was.name, was.dtype) != (became.name, became.dtype):
+        return False
+    if not old.type.tensor_type.HasField("shape"):
+        return True
+    if not new.type.tensor_type.HasField("shape") or len(was.shape) != len(became.shape):
+        return False
+    unnamed = Axis.unbounded(onnx_files.UNNAMED)
+    return all(dim in {now, unnamed} for dim, now in zip(was.shape, became.shape, strict=True))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 #: Attributes that name the type of what a node makes.
-TYPE_ATTRIBUTES: Final = ("to", "dtype", "output_dtype")
+TYPE_ATTRIBUTES: Final = ("to", "dtype", "output_dtype", "output_datatype")
 #: Smallest normal float16; below it, digits are lost.
 SMALLEST_NORMAL: Final = 2.0**-14
 
@@ -158,13 +158,22 @@ class Caster:
         if 0 not in self._kernels[node].outputs:
             return
         for name in TYPE_ATTRIBUTES:
-            if name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
+            if self._type_attribute(node, name) == ir.DataType.FLOAT:
                 node.attributes[name] = ir.AttrInt64(name, self.half)
         if node.op_type == "ConstantOfShape":
             given = (
                 node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
             )
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(given.astype(self.half.numpy())))
+
+    def _type_attribute(self, node: ir.Node, name: str) -> int:
+        """Return the type that a node names, or that its operator stands for where it names none; 0 for neither."""
+        import onnx
+
+        if name in node.attributes:
+            return node.attributes[name].as_int()
+        known = onnx.defs.get_schema(node.op_type, self.graph.opset_imports.get("", 0), "").attributes.get(name)
+        return int(known.default_value.i) if known is not None and not known.required else 0
 
     def _fresh(self, name: str, kind: ir.DataType | None = None) -> str:
         stem = f"{name}.{(kind or self.half).numpy().name}"

@@ -15,6 +15,8 @@ FLOAT_INPUTS: Final[Mapping[str, frozenset[int]]] = {"Resize": frozenset({1, 2})
 FLOAT_OUTPUTS: Final[Mapping[str, frozenset[int]]] = {"LayerNormalization": frozenset({1, 2})}
 #: Operators that square what they take, and no standard says in which precision: never half.
 SQUARING: Final = frozenset({"GlobalLpPool", "LRN", "LpNormalization", "LpPool", "MeanVarianceNormalization"})
+#: Operators that are of one type: of bits that are read as others, and of a constant that the graph gives out as it is.
+TYPED: Final = frozenset({"BitCast", "Constant"})
 #: Operators that look at no values: any precision is right.
 INDIFFERENT: Final = frozenset({"Shape", "Size"})
 
@@ -51,7 +53,7 @@ def half_kernel(node: ir.Node, opset: int, half: ir.DataType) -> Kernel | None:
     import onnx_ir as ir
 
     if (
-        node.op_type in SQUARING
+        node.op_type in SQUARING | TYPED
         or node.domain not in {"", "ai.onnx"}
         or any(value is not None and value.dtype == ir.DataType.DOUBLE for value in (*node.inputs, *node.outputs))
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.artifact import Axis, TensorSpec
-from deploykit.errors import BadInputError, InternalError
+from deploykit.errors import BadInputError, InternalError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +24,8 @@ MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 MODULES = "modules.json"
 PREFIX = "deploykit."
+#: What an open dimension without a name is called.
+UNNAMED = "?"
 #: ONNX's inference loses the shape in this operator's body, and with it every one after it; it is that of the input.
 GROUP_NORM = "GroupNormalization"
 #: From this IR version on initializers need not be inputs too.
@@ -68,13 +70,20 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         InternalError: The model breaks ONNX's own rules.
     """
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    if broken := broken_rule(path):
+        raise InternalError(f"the graph breaks ONNX's rules: {broken}")
+
+
+def broken_rule(path: Path) -> str:
+    """Return what ONNX's own checker has against the model at `path`; "" where that is nothing."""
     import onnx
 
-    path.write_bytes(model.SerializeToString(deterministic=True))
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InternalError(f"the graph breaks ONNX's rules: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # noqa: BLE001 - its own, protobuf's, and those of texts that are no UTF-8
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return ""
 
 
 def save_apart(model: onnx_ir.Model, folder: Path) -> onnx.ModelProto:
@@ -232,16 +241,23 @@ def _set_dim(dim: onnx.TensorShapeProto.Dimension, wanted: int | str) -> None:
 
 
 def specs(values: Iterable[onnx.ValueInfoProto], axes: Mapping[str, Axis]) -> tuple[TensorSpec, ...]:
-    """Return inputs or outputs as TensorSpecs, dynamic dimensions as the axes of their names."""
+    """Return inputs or outputs as TensorSpecs, dynamic dimensions as the axes of their names, "?" where they have none.
+
+    Raises:
+        UnsupportedError: One of them is no tensor.
+    """
     import onnx
 
     found = []
     for value in values:
+        if not value.type.HasField("tensor_type"):
+            kind = value.type.WhichOneof("value") or "value of unknown type"
+            raise UnsupportedError(f"{value.name!r} is a {kind}, no tensor")
         tensor = value.type.tensor_type
         shape = tuple(
-            axes.get(dim.dim_param, Axis.unbounded(dim.dim_param or "?"))
-            if dim.HasField("dim_param")
-            else dim.dim_value
+            dim.dim_value
+            if dim.HasField("dim_value")
+            else axes.get(dim.dim_param, Axis.unbounded(dim.dim_param or UNNAMED))
             for dim in tensor.shape.dim
         )
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

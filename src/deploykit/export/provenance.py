@@ -105,7 +105,7 @@ def read(path: Path) -> Modules:
         BadInputError: It is damaged.
     """
     try:
-        nodes = json.loads(path.read_bytes())["nodes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        nodes = serde.parse(path.read_bytes())["nodes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} is no map of modules: {error}") from error
     return dict(serde.from_json(Mapping[str, str], nodes, f"{path}: nodes"))

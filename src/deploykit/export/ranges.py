@@ -20,7 +20,7 @@ import numpy as np
 from deploykit.artifact import Preprocess, sha256_of
 from deploykit.bundle import load_tensors
 from deploykit.calibration.ranges import RANGES, Collector, RangeTable, Seen
-from deploykit.errors import BadInputError
+from deploykit.errors import BadInputError, UnsupportedError
 from deploykit.export import calibrate, onnx_files
 from deploykit.export.own_run import open_graph
 from deploykit.export.reference import NoOptions
@@ -39,6 +39,8 @@ BLIND_STEPS: Final = (1, 11, 61)
 CHANNEL_AXES: Final[Mapping[str, int]] = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 #: Reductions take their axes as an input since this opset; ReduceMean, ReduceMax and ReduceMin alike.
 AXES_AS_INPUT: Final = 18
+#: Slice takes its steps as an input since this opset.
+LEAST_OPSET: Final = 10
 PREFIX: Final = "deploykit.watch."
 RECORDS: Final = f"{PREFIX}records"
 
@@ -78,6 +80,11 @@ class RangesOptions:
 def watch(model: onnx.ModelProto) -> tuple[Watched, ...]:
     """Let `model`, in place, tell about every floating tensor instead of answering, and return what it tells about, in order.
 
+    One without any stays as it is.
+
+    Raises:
+        UnsupportedError: Its opset is too old.
+
     Its one output, float32, is one record after another: min, max, number of samples, samples, and least, largest and mean
     value of each channel. ONNX Runtime computes the output that comes last, and of its inputs that whose node comes last,
     with all that it takes: with records in reverse and nothing else to compute, each tensor is given up as soon as its own
@@ -86,7 +93,11 @@ def watch(model: onnx.ModelProto) -> tuple[Watched, ...]:
     import onnx
 
     watched = tuple(_watchable(model))
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if not watched:
+        return ()
+    opset = max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
+    if opset < LEAST_OPSET:
+        raise UnsupportedError(f"ranges are measured in graphs of opset {LEAST_OPSET} and above; this one has {opset}")
     builder = _Builder(opset)
     for entry in reversed(watched):
         builder.add(entry)
@@ -222,6 +233,8 @@ def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) ->
         path = Path(scratch) / onnx_files.MODEL
         model = onnx_files.load(graph)
         watched = watch(model)
+        if not watched:
+            return {}
         onnx_files.bring_weights(graph, path.parent)
         onnx_files.save(model, path)
         collectors = {entry.name: Collector(entry.name) for entry in watched}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploykit import paths
+from deploykit import paths, serde
 from deploykit.errors import BadInputError, Hint, ResourceError, UsageError
 from deploykit.models import hub, shards
 
@@ -176,8 +175,8 @@ def read_object(path: Path) -> dict[str, Any]:
         BadInputError: It does not, or it asks for code that would come with it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = serde.parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise BadInputError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise BadInputError(f"{path} holds a {type(data).__name__}, not an object")

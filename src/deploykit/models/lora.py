@@ -7,7 +7,6 @@ an underscore), as PEFT does (`lora_A`, `lora_B`), or as diffusers once did (`pr
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit import serde
 from deploykit.errors import BadInputError, Hint, UsageError
 from deploykit.models.checkpoint import read_checkpoint
 
@@ -155,7 +155,7 @@ def _usual_alpha(path: Path) -> float | None:
     with safetensors.safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(METADATA)
     try:
-        settings: Any = json.loads(text) if text else {}
+        settings: Any = serde.parse(text) if text else {}
     except ValueError as error:
         raise BadInputError(f"{path}: {METADATA} of its header is no JSON: {error}") from error
     known = {key.removeprefix("unet."): value for key, value in settings.items()} if isinstance(settings, dict) else {}

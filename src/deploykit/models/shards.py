@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,9 +47,9 @@ def shards_of(index: Path) -> Mapping[str, tuple[str, ...]]:
         BadInputError: It is damaged, or names files elsewhere.
     """
     try:
-        data = json.loads(index.read_text(encoding="utf-8"))
+        data = serde.parse(index.read_text(encoding="utf-8"))
         placed = data["weight_map"].items()
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{index} is no index of weights: it has no weight_map of names to files") from error
     found: dict[str, list[str]] = {}
     for name, file in placed:

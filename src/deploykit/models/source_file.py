@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -199,7 +198,7 @@ def _labels(path: Path, found: Found, options: SourceOptions, classes: int) -> t
 
 def _json(path: Path, text: str) -> object:
     try:
-        return json.loads(text)
+        return serde.parse(text)
     except ValueError as error:
         raise BadInputError(f"{path}: its embedded metadata is no JSON: {error}") from error
 

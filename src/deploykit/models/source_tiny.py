@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -76,7 +75,7 @@ def tiny_card(name: str) -> TinyCard:
         raise UsageError(f"{name!r} does not ship with the package; {', '.join(tiny_names())} does")
     path = TINY / f"{name}.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = serde.parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInputError(f"{path} is not JSON: {error}") from error
     return serde.from_json(TinyCard, data, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,7 +152,7 @@ def read_locator(locator: str) -> Original:
         BadInputError: The text is damaged.
     """
     try:
-        data = json.loads(locator)
-    except (ValueError, RecursionError) as error:
+        data = serde.parse(locator)
+    except ValueError as error:
         raise BadInputError(f"this locates no original: {error}") from error
     return serde.from_json(Original, data, "original")

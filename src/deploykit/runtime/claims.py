@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,8 +91,8 @@ def precision_fault(precision: str, held: str, by: str) -> str:
 
 def _json(text: str) -> Any:  # noqa: ANN401 - whatever it is
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return serde.parse(text)
+    except ValueError:
         return None
 
 

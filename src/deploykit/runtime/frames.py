@@ -24,6 +24,8 @@ Frame = tuple[Header, dict[str, Tensor]]
 _TRACE_LINES: Final = 12
 _MAX_HEADER: Final = 1 << 26
 _MAX_ARRAY: Final = 1 << 34
+#: Bytes of an array that memory is taken for before any has come.
+_BLOCK: Final = 1 << 26
 _DTYPES: Final = frozenset(
     {
         *("bool", "float16", "float32", "float64"),
@@ -62,7 +64,7 @@ def receive(source: IO[bytes]) -> Frame:
     if size > _MAX_HEADER:
         raise BadInputError(f"a header of {size} bytes; at most {_MAX_HEADER} are taken")
     try:
-        header = json.loads(_exactly(source, size))
+        header = serde.parse(_exactly(source, size))
     except ValueError as error:
         raise BadInputError(f"a header that is not JSON: {error}") from error
     if not isinstance(header, dict):
@@ -79,15 +81,25 @@ def _receive_array(source: IO[bytes], layout: _Layout) -> Tensor:
         size *= dim
     if size > _MAX_ARRAY:
         raise BadInputError(f"an array of {size} bytes; at most {_MAX_ARRAY} are taken: {layout}")
-    array = np.empty(layout.shape, layout.dtype)
-    view = array.reshape(-1).view(np.uint8).data
-    done = 0
+    data = _received(source, size)
+    try:
+        return np.frombuffer(data, layout.dtype).reshape(layout.shape) if size else np.empty(layout.shape, layout.dtype)
+    except ValueError as error:
+        raise BadInputError(f"an array that can't be: {error}") from error
+
+
+def _received(source: IO[bytes], size: int) -> bytearray:
+    """Read bytes, and take memory as they come: what a header claims may never come."""
+    data, done = bytearray(min(size, _BLOCK)), 0
     while done < size:
-        count = cast("Any", source).readinto(view[done:])
+        if done == len(data):
+            data.extend(bytes(min(size - done, done)))
+        with memoryview(data)[done:] as rest:
+            count = cast("Any", source).readinto(rest)
         if not count:
             raise EOFError
         done += count
-    return array
+    return data
 
 
 def _exactly(source: IO[bytes], size: int) -> bytes:

@@ -7,7 +7,6 @@ while the weights are still the ones that it was made from.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def _entry(source: str, options: SourceOptions) -> Path | None:
 
 def _read(path: Path) -> Original | None:
     try:
-        original = serde.from_json(Original, json.loads(path.read_bytes()), "original")
+        original = serde.from_json(Original, serde.parse(path.read_bytes()), "original")
         weights = Path(original.weights_file)
         is_current = not original.weights_file or shards.digest_of(weights) == original.weights_sha256
     except (OSError, ValueError, BadInputError):

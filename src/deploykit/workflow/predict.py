@@ -226,8 +226,8 @@ def embedded(artifact: Path, metadata: Mapping[str, str]) -> tuple[tuple[str, ..
         BadInputError: They are damaged.
     """
     try:
-        labels = json.loads(metadata["deploykit.labels"])
-        recipe = json.loads(metadata["deploykit.preprocess"])
+        labels = serde.parse(metadata["deploykit.labels"])
+        recipe = serde.parse(metadata["deploykit.preprocess"])
     except KeyError as error:
         raise UsageError(f"{artifact} carries no {error}: it takes no images, or was not made by deploykit") from error
     except ValueError as error:

@@ -10,12 +10,13 @@ import pytest
 from tests.cases.files import write_boxes
 from tests.unit.models.test_source_file import graph
 
-from deploykit.artifact import FileRecord
+from deploykit.artifact import FileRecord, RunConfig
 from deploykit.errors import BadInputError, BakedAxisError, UsageError
 from deploykit.export import adopt, onnx_files, plan, provenance
 from deploykit.export.stage import Item, Workspace
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
+from deploykit.runtime.backends.base import get_backend
 
 
 def run(original: Original, folder: Path, *, batch: int = 1, dynamic: tuple[str, ...] = ()) -> Item:
@@ -107,3 +108,36 @@ def test_a_graph_that_breaks_the_rules_otherwise_is_bad_input(tmp_path: Path) ->
     path.write_bytes(model.SerializeToString())
     with pytest.raises(BadInputError, match=r"a\.onnx: the graph breaks ONNX's rules"):
         run(sources.resolve(str(path)), tmp_path / "made")
+
+
+def test_weights_that_are_inputs_too_become_weights_alone(tmp_path: Path) -> None:
+    source = write_boxes(tmp_path / "old.onnx", listed=True)
+    (tmp_path / "made").mkdir()
+    model = adopt.adopted(source, tmp_path / "made", {})
+    assert [value.name for value in model.graph.input] == ["x"]
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    config = RunConfig("onnxruntime", precision="f32")
+    answers = []
+    for path in (source, tmp_path / "made" / onnx_files.MODEL):
+        with get_backend("onnxruntime").open(str(path), config) as session:
+            answers.append(session.infer({"x": image})["boxes"])
+    assert answers[0].tolist() == answers[1].tolist()
+
+
+def test_a_node_without_its_input_is_bad_input(tmp_path: Path) -> None:
+    path = graph(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    del model.graph.node[1].input[:]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInputError, match=r"a\.onnx: the graph breaks ONNX's rules"):
+        adopt.adopted(path, tmp_path, {})
+
+
+def test_sizes_that_the_graph_does_not_work_at_are_bad_input(tmp_path: Path) -> None:
+    """Three channels are fixed by the weights; the file leaves them open."""
+    path = graph(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInputError, match=r"a\.onnx: .*(dimension|shape)"):
+        adopt.adopted(path, tmp_path, {"pixels": (1, 4, 32, 32)})

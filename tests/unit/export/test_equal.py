@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from deploykit.artifact import FileRecord
 from deploykit.bundle import save_tensors
-from deploykit.errors import InternalError
+from deploykit.errors import InternalError, UnsupportedError
 from deploykit.export import equal, onnx_files
 from deploykit.export.stage import TENSORS, Item
 
@@ -38,6 +38,24 @@ def test_the_first_golden_inputs_are_compared(tmp_path: Path) -> None:
 def test_another_interface_is_refused(after: onnx.ModelProto) -> None:
     with pytest.raises(InternalError, match=r"doing this changed the (in|out)puts from"):
         equal.check_interface(graph(), after, "doing this")
+
+
+def test_what_nothing_was_said_of_may_be_told() -> None:
+    """An output without a shape, or a dimension without a name or a size, may have one afterwards; never the other way."""
+    told, silent, nameless = graph(), graph(), graph()
+    silent.graph.output[0].type.tensor_type.ClearField("shape")
+    nameless.graph.output[0].type.tensor_type.shape.dim[0].Clear()
+    for before in (silent, nameless):
+        equal.check_interface(before, told, "doing this")
+        with pytest.raises(InternalError, match="changed the outputs"):
+            equal.check_interface(told, before, "doing this")
+
+
+def test_sequences_are_refused() -> None:
+    sequence = graph()
+    sequence.graph.output[0].CopyFrom(make.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [1]))
+    with pytest.raises(UnsupportedError, match="'y' is a sequence_type, no tensor"):
+        equal.check_interface(sequence, sequence, "doing this")
 
 
 def test_the_same_interface_is_none_of_the_weights_business() -> None:

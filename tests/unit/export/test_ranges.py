@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx.helper as make
 import onnxruntime
 import pytest
+from onnx import TensorProto
 from tests.unit.export.cast_support import Array, hub, model, node, random
 
+from deploykit.calibration.ranges import RangeTable
+from deploykit.errors import UnsupportedError
 from deploykit.export import onnx_files
 from deploykit.export.ranges import SAMPLES, measure, watch
 
@@ -79,3 +83,21 @@ def test_what_lies_behind_a_group_norm_is_looked_at_too() -> None:
     inferred = onnx_files.with_one_row(made)
     assert [entry.SerializeToString() for entry in inferred.graph.node] == before, "no node has changed"
     assert [entry.name for entry in watch(made)] == ["x", "norm", "y"]
+
+
+def test_a_graph_without_floating_tensors_has_no_ranges(tmp_path: Path) -> None:
+    value = [make.make_tensor_value_info(name, TensorProto.INT64, [2]) for name in "xy"]
+    graph = make.make_graph([node("Abs", "x", "y")], "g", value[:1], value[1:])
+    whole = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    onnx_files.save(whole, tmp_path / onnx_files.MODEL)
+    assert measure(tmp_path / onnx_files.MODEL, [{"x": np.array([1, -2])}], tmp_path) == {}
+    RangeTable("g", "i", 1, {}).save(tmp_path / "ranges.npz")
+    assert RangeTable.load(tmp_path / "ranges.npz").tensors == {}
+
+
+@pytest.mark.parametrize(("domain", "version"), [("", 9), ("ai.onnx.ml", 3)])
+def test_an_old_opset_is_refused(domain: str, version: int) -> None:
+    graph = make.make_graph([], "g", [make.make_tensor_value_info("x", TensorProto.FLOAT, [2])], [])
+    old = make.make_model(graph, opset_imports=[make.make_opsetid(domain, version)], ir_version=8)
+    with pytest.raises(UnsupportedError, match="opset 10 and above"):
+        watch(old)

@@ -152,3 +152,12 @@ def test_weights_beside_an_ir_that_lie_elsewhere_are_refused(tmp_path: Path) -> 
     (folder / "m.bin").symlink_to(tmp_path / "secret")
     with pytest.raises(BadInputError, match="outside the model's folder"):
         checked_model(str(folder / "m.xml"))
+
+
+@pytest.mark.parametrize(("version", "sound"), [(20, True), (1 << 16, True), (1 << 32, False), (-1, False)])
+def test_versions_that_no_operator_set_has_are_refused(version: int, sound: bool, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("own", version)])
+    path.write_bytes(model.SerializeToString())
+    with contextlib.nullcontext() if sound else pytest.raises(BadInputError, match="operator set of version"):
+        checked_model(str(path))

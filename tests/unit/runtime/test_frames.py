@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -44,9 +45,9 @@ def test_a_cut_frame_is_an_end(share: int) -> None:
         receive(io.BytesIO(data[: share % len(data)]))
 
 
-def raw(header: object) -> io.BytesIO:
+def raw(header: object, values: bytes = b"") -> io.BytesIO:
     text = json.dumps(header).encode()
-    return io.BytesIO(struct.pack("<I", len(text)) + text)
+    return io.BytesIO(struct.pack("<I", len(text)) + text + values)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ def raw(header: object) -> io.BytesIO:
         (raw({"arrays": [{"name": "a", "dtype": "object", "shape": [1]}]}), "can't be"),
         (raw({"arrays": [{"name": "a", "dtype": "float32", "shape": [-1]}]}), "can't be"),
         (raw({"arrays": [{"name": "a", "dtype": "float32", "shape": [1 << 40]}]}), "array of 4398046511104 bytes"),
+        (raw({"arrays": [{"name": "a", "dtype": "float32", "shape": [1] * 70}]}, bytes(4)), "can't be"),
+        (io.BytesIO(struct.pack("<I", 200_000) + b"[" * 200_000), "not JSON"),
         (raw({"arrays": [{"name": "a", "dtype": "float32"}]}), "'shape' of _Layout is missing"),
     ],
 )
@@ -78,3 +81,19 @@ def test_exceptions_keep_their_class(error: Exception, kind: type[DeploykitError
 def test_hints_travel() -> None:
     found = exception_of(failure_of(BadInputError("what", Hint("do", "good"), Hint("or this"))), "m.onnx")
     assert (found.message, found.hints) == ("what", (Hint("do", "good"), Hint("or this")))
+
+
+def test_an_array_takes_memory_as_it_comes() -> None:
+    """Of 16 GB that are claimed 8 bytes come; of what comes in several blocks nothing is lost."""
+    claimed = raw({"arrays": [{"name": "a", "dtype": "uint8", "shape": [1 << 34]}]})
+    tracemalloc.start()
+    with pytest.raises(EOFError):
+        receive(io.BytesIO(claimed.getvalue() + bytes(8)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 28
+    whole = np.arange((1 << 26) + 5, dtype=np.uint32)
+    pipe = io.BytesIO()
+    send(pipe, {}, {"a": whole})
+    pipe.seek(0)
+    assert np.array_equal(receive(pipe)[1]["a"], whole)

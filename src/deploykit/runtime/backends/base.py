@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
-from deploykit.errors import InternalError, MissingComponentError, UnsupportedError, UsageError
+from deploykit.errors import BadInputError, InternalError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
 from deploykit.runtime.backends import onnx_contents, settings
 from deploykit.verdict import Executed, Ran
@@ -214,7 +214,10 @@ class Backend(ABC):
         if misplaced := self._misplaced(config):
             raise MissingComponentError(misplaced)
         telemetry.switch_off()
-        return self._open(model, config)
+        try:
+            return self._open(model, config)
+        except UnicodeDecodeError as error:  # names, texts, even what runtimes say of them
+            raise BadInputError(f"{model} holds text that is not UTF-8: {error}") from error
 
     def _misplaced(self, config: RunConfig) -> str:
         if kind_of(config.device) in map(kind_of, self.devices):

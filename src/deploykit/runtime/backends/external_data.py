@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from deploykit.errors import BadInputError
-from deploykit.runtime.backends.protobuf import Buffer, messages
+from deploykit.runtime.backends.protobuf import LENGTH, VARINT, Buffer, fields, messages
 
 #: The messages of onnx.proto on the way from a model to its tensors: field number to the kind of message it holds.
 _FIELDS: dict[str, dict[int, str]] = {
@@ -29,6 +29,7 @@ _FIELDS: dict[str, dict[int, str]] = {
 _ENGINES = frozenset({b"EPContext"})
 #: In old versions of ONNX Runtime a location of such a form is an address in memory.
 _ADDRESS = "*"
+_OPSET, _VERSION, _MOST_VERSIONS = 8, 2, 1 << 16  # ModelProto.opset_import, its version, and what none reaches
 _KEY, _VALUE = 1, 2  # fields of an entry of TensorProto.external_data
 
 
@@ -64,6 +65,7 @@ def external_locations(path: Path) -> tuple[str, ...]:
         raise BadInputError(f"{path} is empty")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
+            _check_opsets(data)
             found = tuple(_found(data))
             locations = tuple(dict.fromkeys(raw.decode("utf-8") for kind, raw in found if kind == "entry"))
         except ValueError as error:
@@ -74,6 +76,15 @@ def external_locations(path: Path) -> tuple[str, ...]:
             f"{path} holds {engines[0]}, which stands for a compiled engine: those are not opened from a graph"
         )
     return locations
+
+
+def _check_opsets(data: Buffer) -> None:
+    """Refuse versions that no operator set has: runtimes look for each version below them. Raises ValueError."""
+    for number, wire, first, last in fields(data, 0, len(data)):
+        if (number, wire) == (_OPSET, LENGTH):
+            for inner, kind, value, _ in fields(data, first, last):
+                if (inner, kind) == (_VERSION, VARINT) and value > _MOST_VERSIONS:
+                    raise ValueError(f"operator set of version {value}")
 
 
 def _check_location(path: Path, location: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploykit.artifact import EXACT, RunConfig
-from deploykit.errors import UnsupportedError
+from deploykit.errors import MissingComponentError, UnsupportedError
 from deploykit.runtime.backends import cuda, onnxruntime_exact
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor, kind_of
 from deploykit.runtime.backends.external_data import checked_model
@@ -122,14 +122,24 @@ class OnnxRuntimeBackend(Backend):
 
     def ways(self, config: RunConfig, device: str) -> tuple[RunConfig, ...]:
         """Return it on another device; on a GPU by each provider."""
-        return _DEVICES[kind_of(device)].ways(config.on(device))
+        return self._device(config.on(device)).ways(config.on(device))
+
+    def _device(self, config: RunConfig) -> _Device:
+        """Return what `config` runs on, which a manifest may have from anybody.
+
+        Raises:
+            MissingComponentError: There is no such device.
+        """
+        if misplaced := self._misplaced(config):
+            raise MissingComponentError(misplaced)
+        return _DEVICES[kind_of(config.device)]
 
     def _open(self, model: str, config: RunConfig) -> Session:
         return _DEVICES[kind_of(config.device)].open(checked_model(model), config)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return stock Python that opens `file` as `config` says and defines `infer(feeds)`."""
-        attached, arguments = _DEVICES[kind_of(config.device)].code(config)
+        attached, arguments = self._device(config).code(config)
         lines = ["options = ort.SessionOptions()", f"options.log_severity_level = {_ERRORS_ONLY}"]
         if config.threads is not None:
             lines += [f"options.intra_op_num_threads = {config.threads}", "options.inter_op_num_threads = 1"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from deploykit import telemetry
+from deploykit import serde, telemetry
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends import openvino_contents
@@ -21,6 +20,10 @@ from deploykit.verdict import Executed, Ran
 AXES_KEY: Final = "deploykit.axes"
 
 _DEVICES: Final[Mapping[str, str]] = {"cpu": "CPU", "gpu": "GPU"}
+#: What reads files, by their suffix.
+_FRONTENDS: Final[Mapping[str, str]] = {".xml": "ir", ".onnx": "onnx"}
+#: What ONNX's checker says of formats and operators that it doesn't know, which is for OpenVINO to say.
+_UNKNOWN: Final = ("is higher than the checker's", "No Op registered")
 _PRECISIONS: Final = ("f32", "bf16", "f16")
 _SWITCH: Final = "YES|NO|true|false|True|False"
 #: Properties that choose how it computes. Others name folders to write, weights and configurations to read, other devices.
@@ -103,7 +106,7 @@ class OpenVinoBackend(Backend):
 
     name = "openvino"
     module = "openvino"
-    suffixes = (".xml", ".onnx")
+    suffixes = tuple(_FRONTENDS)
     judged = ("f32", "auto")
     devices = tuple(_DEVICES)
 
@@ -150,8 +153,8 @@ class OpenVinoBackend(Backend):
             raise MissingComponentError(missing)
         path = checked_model(model)
         try:
-            read = core.read_model(str(path))
-        except RuntimeError as error:
+            read = _read(path)
+        except Exception as error:  # each of its frontends has errors of its own
             raise _unreadable(path, error) from error
         metadata = _metadata(read)
         try:
@@ -160,7 +163,10 @@ class OpenVinoBackend(Backend):
             raise _uncompilable(path, config, error) from error
         ran = _ran(openvino.__version__, compiled)
         _check_ran(path, config, device, compiled, ran)
-        return OpenVinoSession(path, compiled, metadata, ran)
+        try:
+            return OpenVinoSession(path, compiled, metadata, ran)
+        except RuntimeError as error:  # the memory of its tensors is taken here
+            raise _uncompilable(path, config, error) from error
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return stock Python that opens `file` as `config` says and defines `infer(feeds)`."""
@@ -194,6 +200,34 @@ def _core() -> Any:  # noqa: ANN401 - the library's own
     import openvino
 
     return openvino.Core()
+
+
+def _check_rules(path: Path) -> None:
+    """Have ONNX's own checker look at a file where it is here: OpenVINO crashes on nodes that lack an input.
+
+    Raises:
+        ValueError: A node breaks the rules of its operator.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        if not any(words in str(error) for words in _UNKNOWN):
+            raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - the library has no types
+    """Read a file as what its name says that it is; left to guess, OpenVINO tries every format that it knows."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+
+    if path.suffix == ".onnx":
+        _check_rules(path)
+    frontend = FrontEndManager().load_by_framework(_FRONTENDS[path.suffix])
+    return openvino.Model(frontend.convert(frontend.load(str(path))))
 
 
 def lacking(precision: str, capabilities: Sequence[str]) -> str:
@@ -305,7 +339,7 @@ def _axes(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Mapping[str, 
     """Return the names of dynamic dimensions: tensor name to index (as text) to axis name."""
     text = metadata.get(AXES_KEY, "{}")
     try:
-        axes = json.loads(text)
+        axes = serde.parse(text)
     except ValueError:
         axes = None
     if not isinstance(axes, dict) or not all(isinstance(names, dict) for names in axes.values()):

@@ -145,8 +145,8 @@ def _json(value: object) -> bytes:
 def _load(path: Path) -> object:
     """Read the JSON of a record or an order."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        value = serde.parse(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise BadInputError(f"{path} is no JSON: {error}") from error
     version = value.get("version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > VERSION:
