@@ -109,7 +109,8 @@ def _energies(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
 
 
 def _alive(energies: NDArray[np.float64]) -> NDArray[np.float64]:
-    return energies[(energies > 0.0) & (energies >= DEAD**2 * energies.max())]
+    alive: NDArray[np.float64] = energies[(energies > 0.0) & (energies >= DEAD**2 * energies.max())]
+    return alive
 
 
 @np.errstate(all="ignore")

@@ -12,6 +12,7 @@ from deploykit.manifest import FILE, Manifest
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
 from deploykit.runtime.backends.base import backend_names, get_backend
+from deploykit.runtime.backends.external_data import companions
 
 #: What must be the same of an original that the user names and of the one that the bundle was made from.
 COMPARED = ("weights_sha256", "task", "preprocess", "labels", "interface")
@@ -37,11 +38,13 @@ def read_bundle(root: Path) -> Bundle:
 
     Raises:
         UsageError: There is no such folder.
-        BadInputError: It is no bundle, its manifest is damaged, or it says of an artifact to run it as no runtime is told.
+        BadInputError: It is no bundle, its manifest is damaged, it says of an artifact to run it as no runtime is told, or an
+            artifact takes weights from a file that the manifest doesn't describe.
     """
     bundle = Bundle.open(root)
     known = backend_names()
     for artifact in bundle.manifest.artifacts:
+        _check_companions(root, artifact)
         for run in artifact.runs:
             reason = _fault(artifact, run) if run.backend in known else ""
             if reason:
@@ -78,6 +81,15 @@ def check_seal(target: Path, seal: str) -> None:
                 record.check(root)
             return
     raise BadInputError(f"{target} is no artifact of the bundle in {root}, so its seal says nothing of it")
+
+
+def _check_companions(root: Path, artifact: Artifact) -> None:
+    """Refuse an artifact that takes weights from a file of which no hash is known: whoever changed it would go unnoticed."""
+    main = root / artifact.main.path
+    described = {root / record.path for record in artifact.files}
+    for name in companions(main) if main.is_file() else ():
+        if main.parent / name not in described:
+            raise BadInputError(f"{main} takes weights from {name!r}, a file that {root / FILE} doesn't describe")
 
 
 def _fault(artifact: Artifact, run: RunConfig) -> str:

@@ -55,6 +55,18 @@ def checked_model(model: str) -> Path:
     return path
 
 
+def companions(path: Path) -> tuple[str, ...]:
+    """Return the names of the files that a runtime opens beside a model's main file, as far as they are here.
+
+    Raises:
+        BadInputError: The main file is an ONNX file that is not intact.
+    """
+    if path.suffix == ".onnx":
+        return external_locations(path)
+    weights = path.with_suffix(".bin")
+    return (weights.name,) if path.suffix == ".xml" and weights.exists() else ()
+
+
 def external_locations(path: Path) -> tuple[str, ...]:
     """Return the locations of external data that an ONNX file names, each once, in order.
 

@@ -1,0 +1,47 @@
+"""A bundle whose artifacts take weights from files that its manifest doesn't describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from tests.bundles import reseal, write_bundle
+
+from deploykit.errors import BadInputError
+from deploykit.workflow.opened import open_bundle
+
+
+def test_an_undescribed_file_of_weights_is_refused(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    open_bundle(root)
+    main = root / "net.fp32.onnx"
+    model = onnx.load(main)
+    onnx.save(model, main, save_as_external_data=True, location="weights.data", size_threshold=0)
+    reseal(root, lambda _value: None)
+    assert (root / "weights.data").is_file()
+    with pytest.raises(BadInputError, match=r"'weights\.data', a file that .*manifest\.json doesn't describe"):
+        open_bundle(root)
+
+    def describe(value: dict[str, object]) -> None:
+        (artifact,) = value["artifacts"]  # type: ignore[misc]
+        artifact["files"].append({"path": "weights.data", "bytes": 0, "sha256": "0" * 64})  # type: ignore[index]
+
+    reseal(root, describe)
+    open_bundle(root)
+
+
+def test_undescribed_weights_of_an_ir_are_refused(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    (root / "net.xml").write_text("<net/>", encoding="utf-8")
+
+    def rename(value: dict[str, object]) -> None:
+        (artifact,) = value["artifacts"]  # type: ignore[misc]
+        artifact["runs"] = [run for run in artifact["runs"] if run["backend"] == "openvino"]  # type: ignore[index]
+        artifact["files"] = [{"path": "net.xml", "bytes": 0, "sha256": "0" * 64}]  # type: ignore[index]
+
+    reseal(root, rename)
+    open_bundle(root)
+    (root / "net.bin").write_bytes(b"anything")
+    with pytest.raises(BadInputError, match=r"'net\.bin', a file that"):
+        open_bundle(root)
