@@ -40,7 +40,7 @@ from deploykit.runtime import drift, judge
 from deploykit.runtime.backends.base import Tensors, get_backend
 from deploykit.runtime.batches import run_rows
 from deploykit.runtime.golden import Golden
-from deploykit.verdict import GRADE_OF, Verdict
+from deploykit.verdict import GRADE_OF, Judgement, Verdict
 from deploykit.workflow.options import golden_size
 from deploykit.workflow.verify import golden_of
 
@@ -108,7 +108,7 @@ class Subject:
         with sources.open_original(original) as session:
             self.expected = run_rows(session, self.others, 1 if golden.rollout else 8)
 
-    def judged(self, model: onnx.ModelProto, brief: judge.Brief) -> judge.Judgement:
+    def judged(self, model: onnx.ModelProto, brief: judge.Brief) -> Judgement:
         """Judge a file of this model."""
         onnx.save(model, self.path)
         backend = get_backend(self.run.backend)

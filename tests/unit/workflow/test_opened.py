@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -23,9 +24,9 @@ def test_an_undescribed_file_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"'weights\.data', a file that .*manifest\.json doesn't describe"):
         open_bundle(root)
 
-    def describe(value: dict[str, object]) -> None:
-        (artifact,) = value["artifacts"]  # type: ignore[misc]
-        artifact["files"].append({"path": "weights.data", "bytes": 0, "sha256": "0" * 64})  # type: ignore[index]
+    def describe(value: dict[str, Any]) -> None:
+        (artifact,) = value["artifacts"]
+        artifact["files"].append({"path": "weights.data", "bytes": 0, "sha256": "0" * 64})
 
     reseal(root, describe)
     open_bundle(root)
@@ -35,10 +36,10 @@ def test_undescribed_weights_of_an_ir_are_refused(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "bundle")
     (root / "net.xml").write_text("<net/>", encoding="utf-8")
 
-    def rename(value: dict[str, object]) -> None:
-        (artifact,) = value["artifacts"]  # type: ignore[misc]
-        artifact["runs"] = [run for run in artifact["runs"] if run["backend"] == "openvino"]  # type: ignore[index]
-        artifact["files"] = [{"path": "net.xml", "bytes": 0, "sha256": "0" * 64}]  # type: ignore[index]
+    def rename(value: dict[str, Any]) -> None:
+        (artifact,) = value["artifacts"]
+        artifact["runs"] = [run for run in artifact["runs"] if run["backend"] == "openvino"]
+        artifact["files"] = [{"path": "net.xml", "bytes": 0, "sha256": "0" * 64}]
 
     reseal(root, rename)
     open_bundle(root)
