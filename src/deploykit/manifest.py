@@ -254,6 +254,12 @@ class Manifest:
         if self.evaluation is not None:
             yield self.evaluation.answers
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What stages noted for people to know."""
+        noted = [found for stage in self.stages if isinstance(found := stage.facts.get("notes"), list)]
+        return tuple(str(note) for notes in noted for note in notes)
+
     def sealed(self) -> Manifest:
         """Return this manifest as a reader will find it, with its seal."""
         plain = serde.from_json(Manifest, serde.to_json(dataclasses.replace(self, seal="")))

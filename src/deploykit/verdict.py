@@ -370,6 +370,7 @@ class Report:
         untimed: What could not be timed here, each with its reason.
         repairs: What was done so that artifacts pass.
         refused: What was asked for and can't be made.
+        notes: What one has to know to read it.
     """
 
     subject: str
@@ -379,6 +380,7 @@ class Report:
     untimed: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -78,7 +78,9 @@ def _print_manifest(root: Path, manifest: Manifest) -> None:
                 console.print(f"  {side:<7} {one_line(spec.name)} {spec.dtype} {one_line(spec.text)}", markup=False)
         for run in artifact.runs:
             console.print(f"  run     {one_line(run.label)}", markup=False)
-    report = Report(str(root), manifest.judgements, manifest.timings, refused=manifest.refused or ())
+    report = Report(
+        str(root), manifest.judgements, manifest.timings, refused=manifest.refused or (), notes=manifest.notes
+    )
     render.print_report(report, {artifact.name: artifact.bytes for artifact in manifest.artifacts})
 
 

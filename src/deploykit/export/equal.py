@@ -117,6 +117,8 @@ def _apart(name: str, expected: Tensor, found: Tensor) -> Difference:
         expected, found = paired(name, expected, found)
     except MismatchError as error:
         return Difference(name, np.inf, str(error))
+    if not expected.size:
+        return Difference(name, 0.0)
     if not is_counted(expected):
         return Difference(name, drift.relative_max(expected, found))
     share = drift.share_equal(expected, found)

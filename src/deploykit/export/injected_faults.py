@@ -204,7 +204,7 @@ class Answers:
                     continue
                 worst = max(worst, float(np.abs(gap).max() / np.abs(self.outputs[name] - self.means[name]).max()))
                 least = min(least, float(10.0 * np.log10(self.energies[name] / _energy(gap))))
-                lowest = min(lowest, drift.cosine_min(expected, found[name]))
+                lowest = min(lowest, drift.cosine_min(np.atleast_1d(expected), np.atleast_1d(found[name])))
         is_finite = all(drift.is_finite(array) for array in found.values())
         return InjectedFault(change.kind, change.tensor, worst if is_finite else float("nan"), least, lowest)
 

@@ -302,7 +302,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         at_once(family, request),
     )
     asking = probe.get_probe(original.takes.probe)
-    running = reference.OutputsOptions(asked.at_once)
+    running = reference.OutputsOptions(asked.at_once, is_open=BATCH in request.dynamic)
     nodes = [
         *asking.nodes(original, asked),
         Node(GOLDEN_OUTPUTS, asking.outputs(original), running, {"original": ORIGINAL, "golden": GOLDEN}),

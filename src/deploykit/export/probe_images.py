@@ -5,8 +5,9 @@ from __future__ import annotations
 from deploykit.data.imageset import prepare_crops, rendered_images
 from deploykit.data.preprocess import normalize
 from deploykit.errors import InternalError, UsageError
-from deploykit.export import reference
+from deploykit.export import reference, soundness
 from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, ORIGINAL, Asked, Probe
+from deploykit.export.soundness import check_answers
 from deploykit.export.stage import Node
 from deploykit.models import sources
 from deploykit.models.original import IMAGES, Original
@@ -41,9 +42,10 @@ class ImagesProbe(Probe):
         crops = prepare_crops(rendered_images(images.images, asked.count, images.size), original.recipe)
         inputs = {original.input_name: normalize(crops, original.recipe)}
         with sources.open_original(original) as session:
-            answers = ask(session, inputs, asked.at_once).arranged()
+            found = ask(session, inputs, asked.at_once)
+            check_answers(soundness.Asked(original, session, inputs, found))
             rounding = measured_rounding(session, inputs, asked.at_once)
-        return Golden(inputs, {golden.ORIGINAL: answers}, rounding=rounding)
+        return Golden(inputs, {golden.ORIGINAL: found.arranged()}, rounding=rounding)
 
 
 def _prepared(original: Original, asked: Asked, images: reference.ImagesOptions) -> tuple[Node, ...]:

@@ -18,6 +18,7 @@ from deploykit.data.preprocess import check_channels, normalize, stretched
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
 from deploykit.export.own_run import open_graph
+from deploykit.export.soundness import Asked, check_answers, notes_on_rows
 from deploykit.export.stage import TENSORS, Facts, Inputs, Item, Stage, Workspace
 from deploykit.models import sources
 from deploykit.models.original import FORMS, SIDES, Original
@@ -215,16 +216,21 @@ class OutputsOptions:
     Attributes:
         at_once: Rows at a time: those that graphs are traced at, so that outputs without rows can be compared, and those of
             which one influences the others.
+        is_open: The batch stays open.
     """
 
     at_once: int
+    is_open: bool = False
 
 
 def _original_outputs(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts:
-    with sources.open_original(sources.located(inputs["original"].identity)) as session:
-        outputs = ask(session, load_tensors(inputs["golden"].path(TENSORS)), options.at_once).arranged()
-    save_outputs(workspace.folder / TENSORS, outputs)
-    return {}
+    original, golden = sources.located(inputs["original"].identity), load_tensors(inputs["golden"].path(TENSORS))
+    with sources.open_original(original) as session:
+        asked = Asked(original, session, golden, ask(session, golden, options.at_once))
+        check_answers(asked)
+        notes = notes_on_rows(asked, is_open=options.is_open)
+    save_outputs(workspace.folder / TENSORS, asked.answered.arranged())
+    return {"notes": notes} if notes else {}
 
 
 def _hub_outputs(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts:
@@ -294,7 +300,7 @@ def sized_stage(original: Original) -> Stage[SizedOptions]:
 def outputs_stage(original: Original) -> Stage[OutputsOptions]:
     """Return the stage that asks an original for its outputs of the golden inputs."""
     takes = {"original": "original", "golden": "tensors"}
-    return Stage("original-outputs", 3, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
+    return Stage("original-outputs", 4, takes, "tensors", FORMS[original.form].libraries, _original_outputs)
 
 
 def answers_stage(original: Original) -> Stage[AnswersOptions]:

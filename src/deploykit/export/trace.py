@@ -176,7 +176,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: int) -> onnx_ir.Model:
-    """Translate a program to ONNX, inputs and output called as the original declares them."""
+    """Translate a program to ONNX, inputs and outputs called as the original declares them."""
     import torch
 
     try:
@@ -185,7 +185,7 @@ def _to_onnx(program: torch.export.ExportedProgram, original: Original, opset: i
             (),
             opset_version=opset,
             input_names=[each.name for each in original.takes.inputs],
-            output_names=[original.takes.output],
+            output_names=list(original.takes.outputs),
             dynamo=True,
             optimize=False,
             verbose=False,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploykit.artifact import Axis, TensorSpec
+from deploykit.serde import LATER
 
 #: The axis that every input begins with.
 BATCH = "batch"
@@ -29,8 +30,8 @@ class Input:
         """Return its shape where its axes have these sizes."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
 
-    def spec(self, axes: Mapping[str, Axis]) -> TensorSpec:
-        """Return it as sessions declare inputs, with these axes."""
+    def spec(self, axes: Mapping[str, Axis | int]) -> TensorSpec:
+        """Return it as sessions declare inputs, with these axes and sizes."""
         return TensorSpec(
             self.name, self.dtype, tuple(axes[dim] if isinstance(dim, str) else dim for dim in self.shape)
         )
@@ -46,10 +47,11 @@ class Interface:
 
     Attributes:
         inputs: In the order in which its module takes them.
-        output: Name of the one output.
-        answer: The output's shape, as of an `Input`; empty where only running it tells.
+        output: Name of the first output.
+        answer: The first output's shape, as of an `Input`; empty where only running it tells.
         sizes: Of each axis but the batch, where it isn't left open.
         probe: Name of the registered probe that makes reference inputs.
+        further: Names of further outputs; None where there are none.
     """
 
     inputs: tuple[Input, ...]
@@ -57,6 +59,12 @@ class Interface:
     answer: tuple[int | str, ...]
     sizes: Mapping[str, int]
     probe: str
+    further: tuple[str, ...] | None = field(default=None, metadata=LATER)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of all outputs."""
+        return (self.output, *(self.further or ()))
 
     @property
     def axes(self) -> tuple[str, ...]:

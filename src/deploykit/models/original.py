@@ -177,6 +177,10 @@ class Original:
         dims = (name if name in sizes else size for name, size in zip(SIDES, sides, strict=True))
         return Interface((Input(self.input_name, "float32", (BATCH, channels, *dims)),), self.task, (), sizes, IMAGES)
 
+    def answering(self, names: tuple[str, ...]) -> Original:
+        """Return it with outputs of these names, where its task doesn't say what its one output is called."""
+        return replace(self, interface=replace(self.takes, output=names[0], further=names[1:] or None))
+
     @property
     def locator(self) -> str:
         """Text that opens this original in any process."""

@@ -87,12 +87,13 @@ class FileScheme(Scheme):
         found = kind.read(path)
         recipe = _preprocess(path, found, options)
         output = found.outputs[0].shape
-        classes = output[1] if len(output) == 2 and isinstance(output[1], int) else None
+        batch = found.input.shape[0]
+        has_rows = len(output) == 2 and (isinstance(output[0], Axis) or output[0] == batch)
+        classes = output[1] if has_rows and isinstance(output[1], int) else None
         task = "embedding" if options.embedding or classes is None else "logits"
         if task == "embedding" and options.labels is not None:
             raise UsageError(f"--labels {options.labels}: {path} answers with features, which have no class names")
-        batch = found.input.shape[0]
-        return Original(
+        original = Original(
             id=path.stem,
             scheme=self.name,
             name=name,
@@ -112,6 +113,8 @@ class FileScheme(Scheme):
             notes=head.notes_of(recipe, options) or None,
             rounds=found.rounds or None,
         )
+        names = tuple(spec.name for spec in found.outputs)
+        return original.answering(names) if len(names) > 1 else original
 
     def check(self, original: Original) -> None:
         """Compare the file, and what it refers to, with what was resolved."""

@@ -7,12 +7,14 @@ import hashlib
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import optional, paths, serde
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, UnsupportedError, UsageError
 from deploykit.models import head, random_weights, returned, training
+from deploykit.models.answers import named_tensors
 from deploykit.models.checkpoint import Checkpoint, read
 from deploykit.models.family import FALLBACK, family_name
 from deploykit.models.fit import load_into, part_of
@@ -20,6 +22,7 @@ from deploykit.models.original import Original, SourceOptions
 from deploykit.models.scheme import Scheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -43,14 +46,16 @@ class PyScheme(Scheme):
             options, told = training.told_by(found.options, options, channels)
             notes += told
         recipe = head.preprocess_of(head.usual(channels), options)
-        classes = _classes(module, recipe.input_size, name)
+        state = _state_hash(module)  # before it is called: forward may change a buffer
+        answer = _answer(module, recipe.input_size, name)
+        classes = _classes(answer)
         notes += head.notes_of(recipe, options)
-        notes += training.classes_differ(found.options, classes) if found is not None else ()
-        task = "embedding" if options.embedding else "logits"
+        notes += training.classes_differ(found.options, classes) if found is not None and classes is not None else ()
+        task = "embedding" if options.embedding or classes is None else "logits"
         weights = str(Path(options.weights).resolve()) if options.weights else ""
         if task == "embedding" and options.labels is not None:
-            raise UsageError(f"--labels {options.labels}: features have no class names")
-        return Original(
+            raise UsageError(f"--labels {options.labels}: {_told(answer)} have no class names")
+        original = Original(
             id=name.rpartition(":")[2],
             scheme=self.name,
             name=name,
@@ -59,13 +64,15 @@ class PyScheme(Scheme):
             family=family_name(options.family, FALLBACK),
             task=task,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
-            weights_sha256=_state_hash(module),
+            weights_sha256=state,
             spec_sha256=serde.digest([name, options.model_args, versions, str(module)]),
             preprocess=recipe,
-            labels=head.labels_of(options, classes) if task == "logits" else (),
+            labels=head.labels_of(options, classes) if task == "logits" and classes is not None else (),
             images=None,
             notes=notes or None,
         )
+        names = tuple(answer)
+        return original if names == ("",) else original.answering(names)
 
     def open(self, original: Original) -> nn.Module:
         """Call the function again; its weights must be those that were resolved."""
@@ -129,9 +136,16 @@ def _channels(module: nn.Module, options: SourceOptions) -> int:
     return next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
-def _classes(module: nn.Module, input_size: tuple[int, ...], name: str) -> int:
+def _answer(module: nn.Module, input_size: tuple[int, ...], name: str) -> dict[str, torch.Tensor]:
+    """Return what a module answers for a black image.
+
+    Raises:
+        UsageError: It can't take such an image, or answers with what is no tensor.
+        BadInputError: It changes its own weights.
+    """
     import torch
 
+    before = _sums(module)
     with torch.inference_mode():
         try:
             answer = module(torch.zeros(1, *input_size))
@@ -140,9 +154,34 @@ def _classes(module: nn.Module, input_size: tuple[int, ...], name: str) -> int:
             raise UsageError(
                 f"py:{name} can't take float32 [1, {', '.join(map(str, input_size))}] (see --image-size): {told}"
             ) from error
-    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
-        raise UsageError(f"py:{name} must answer with one tensor [N, classes]")
-    return int(answer.shape[1])
+    changed = [key for key, found in _sums(module).items() if found != before.get(key, found)]
+    if changed:
+        raise BadInputError(
+            f"py:{name}: its forward changes its own weights ({', '.join(changed[:3])}): no two answers are of one network"
+        )
+    try:
+        return named_tensors(answer, f"py:{name}")
+    except UnsupportedError as error:
+        raise UsageError(error.message) from error
+
+
+def _classes(answer: Mapping[str, torch.Tensor]) -> int | None:
+    """Return how many classes an answer has; None where its first tensor isn't [N, classes]."""
+    shape = tuple(next(iter(answer.values())).shape)
+    return shape[1] if len(shape) == 2 and shape[0] == 1 else None
+
+
+def _told(answer: Mapping[str, torch.Tensor]) -> str:
+    """Return what an answer holds: "map [1, 8, 16, 16], score [1]"; of one tensor that it is features."""
+    if len(answer) == 1:
+        return "features"
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in answer.items())
+
+
+def _sums(module: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return two sums of each parameter, by which it is seen whether it changes."""
+    found = ((name, one.detach().double()) for name, one in module.named_parameters() if one.is_floating_point())
+    return {name: (float(one.sum()), float(one.abs().sum())) for name, one in found}
 
 
 def _state_hash(module: nn.Module) -> str:

@@ -5,37 +5,59 @@ On a GPU it is what artifacts are timed against there; what they are judged by w
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import MissingComponentError, UnsupportedError
+from deploykit.models.answers import named_tensors
 from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends import cuda
 from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor
 from deploykit.runtime.backends.cuda import Lane
 from deploykit.runtime.backends.gpu import GpuSession, Place
+from deploykit.runtime.batches import grown_axis
 from deploykit.verdict import Ran
 
 if TYPE_CHECKING:
     import torch
 
 
+#: Shape and type of each output.
+Looks = Sequence[tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an original is asked: what it takes and gives, and the rows that its batch is fixed to, where it is."""
+
+    takes: Interface
+    fixed_batch: int | None
+
+
 class TorchSession(Session):
     """An original in evaluation mode, float32, eager, on the CPU."""
 
-    def __init__(self, module: torch.nn.Module, takes: Interface, ran: Ran) -> None:
+    def __init__(self, module: torch.nn.Module, asked: Asked, ran: Ran) -> None:
         self._module: torch.nn.Module | None = module
-        rows = _run(module, *_examples(takes).values())
-        super().__init__(*_specs(takes, rows.shape, rows.dtype.name), ran)
+
+        def look(rows: int) -> Looks:
+            return [(one.shape, one.dtype.name) for one in _run(module, *_examples(asked.takes, rows).values())]
+
+        super().__init__(*_specs(asked, look), ran)
 
     def _infer(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
-        return {self.outputs[0].name: _run(self._module, *feeds.values())}
+        return self._named(_run(self._module, *feeds.values()))
+
+    def _named(self, found: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip((spec.name for spec in self.outputs), found, strict=True))
 
     def infer_float64(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once in float64. Weights come back as they were: float64 holds every float32."""
@@ -43,7 +65,7 @@ class TorchSession(Session):
         wide = {k: a.astype(np.float64) if a.dtype == np.float32 else a for k, a in self._checked(feeds).items()}
         module = self._module.double()
         try:
-            return {self.outputs[0].name: _run(module, *wide.values())}
+            return self._named(_run(module, *wide.values()))
         except (RuntimeError, TypeError) as error:  # constants that forward makes are float32
             raise UnsupportedError(f"this module computes in float32 alone: {str(error).splitlines()[0]}") from error
         finally:
@@ -57,18 +79,24 @@ class TorchSession(Session):
 class TorchGpuSession(GpuSession):
     """An original in evaluation mode, float32, eager, on an NVIDIA GPU; memory is PyTorch's, the stream is the lane's."""
 
-    def __init__(self, module: torch.nn.Module, takes: Interface, ran: Ran, lane: Lane, index: int) -> None:
+    def __init__(self, module: torch.nn.Module, asked: Asked, ran: Ran, lane: Lane, index: int) -> None:
         import torch
 
         self._module: torch.nn.Module | None = module.to(f"cuda:{index}")
         self._stream = torch.cuda.ExternalStream(lane.stream, device=index)  # type: ignore[no-untyped-call]
-        self._feeds = {name: torch.from_numpy(one).to(f"cuda:{index}") for name, one in _examples(takes).items()}
-        self._result = next(iter(self._feeds.values()))
+        self._feeds: dict[str, torch.Tensor] = {}
+        self._found: tuple[torch.Tensor, ...] = ()
         super().__init__((), (), ran, lane)
-        lane.enter()
-        self._enqueue()
-        lane.wait()
-        self.inputs, self.outputs = _specs(takes, self._result.shape, _numpy_name(self._result))
+
+        def look(rows: int) -> Looks:
+            feeds = _examples(asked.takes, rows)
+            self._feeds = {name: torch.from_numpy(one).to(f"cuda:{index}") for name, one in feeds.items()}
+            lane.enter()
+            self._enqueue()
+            lane.wait()
+            return [(tuple(one.shape), _numpy_name(one)) for one in self._found]
+
+        self.inputs, self.outputs = _specs(asked, look)
 
     def _prepare(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         import torch
@@ -84,17 +112,18 @@ class TorchGpuSession(GpuSession):
 
         assert self._module is not None, "infer() has checked that the session is open"  # noqa: S101
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            self._result = _tensor(self._module, self._module(*self._feeds.values())).contiguous()
+            found = _tensors(self._module, self._module(*self._feeds.values()))
+            self._found = tuple(tensor.contiguous() for tensor in found)
 
     def _results(self) -> dict[str, Place]:
-        found = self._result
-        return {self.outputs[0].name: Place(found.data_ptr(), tuple(found.shape), _numpy_name(found))}
+        places = (Place(one.data_ptr(), tuple(one.shape), _numpy_name(one)) for one in self._found)
+        return dict(zip((spec.name for spec in self.outputs), places, strict=True))
 
     def _close(self) -> None:
         import torch
 
         self._module = None
-        self._feeds, self._result = {}, torch.empty(0)
+        self._feeds, self._found = {}, ()
         gc.collect()
         torch.cuda.empty_cache()
         super()._close()
@@ -132,10 +161,11 @@ class TorchBackend(Backend):
             raise UnsupportedError(
                 f"this process lets PyTorch multiply float32 with {matmul!r} precision: that isn't f32"
             )
+        asked = Asked(original.takes, original.fixed_batch)
         if config.device != CPU:
-            return _on_gpu(module, original.takes, config)
+            return _on_gpu(module, asked, config)
         ran = Ran(self.name, torch.__version__, CPU, "f32", torch.get_num_threads())
-        return TorchSession(module, original.takes, ran)
+        return TorchSession(module, asked, ran)
 
     def code(self, file: str, config: RunConfig) -> str:
         """Return Python that opens the original `file` as `config` says and defines `infer(feeds)`.
@@ -149,6 +179,7 @@ class TorchBackend(Backend):
         return "\n".join(
             [
                 "import torch",
+                "from deploykit.models.answers import named_tensors",
                 "from deploykit.models.sources import located, open_module",
                 "",
                 *threads,
@@ -158,7 +189,8 @@ class TorchBackend(Backend):
                 "",
                 "@torch.inference_mode()",
                 "def infer(feeds):",
-                f"    return {{{takes.output!r}: module({feeds}).cpu().numpy()}}",
+                f"    found = named_tensors(module({feeds}), {takes.output!r}).values()",
+                f"    return {{name: one.cpu().numpy() for name, one in zip({list(takes.outputs)!r}, found)}}",
                 "",
             ]
         )
@@ -178,7 +210,7 @@ def _lacking(device: str) -> str:
     return "" if torch.cuda.is_available() else f"this PyTorch ({torch.__version__}) can't use the GPU"
 
 
-def _on_gpu(module: torch.nn.Module, takes: Interface, config: RunConfig) -> Session:
+def _on_gpu(module: torch.nn.Module, asked: Asked, config: RunConfig) -> Session:
     import torch
 
     if reason := _lacking(config.device):
@@ -188,40 +220,51 @@ def _on_gpu(module: torch.nn.Module, takes: Interface, config: RunConfig) -> Ses
     lane = Lane(cuda.driver(), index)
     try:
         ran = Ran("torch", torch.__version__, f"{config.device} {gpu.name}", "f32", torch.get_num_threads())
-        return TorchGpuSession(module, takes, ran, lane, index)
+        return TorchGpuSession(module, asked, ran, lane, index)
     except BaseException:
         lane.close()
         raise
 
 
-def _specs(takes: Interface, shape: Sequence[int], dtype: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return inputs and outputs, of which one example had this shape and type."""
-    axes = {name: Axis.unbounded(name) for name in takes.axes}
-    output = Input(takes.output, dtype, takes.answer or (BATCH, *shape[1:])).spec(axes)
-    return tuple(each.spec(axes) for each in takes.inputs), (output,)
+def _specs(asked: Asked, look: Callable[[int], Looks]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs as examples show them: where the rows of an output lie, those of one and of two rows tell.
+
+    A network that takes no second row has a batch of one.
+    """
+    takes, rows = asked.takes, asked.fixed_batch or 1
+    one, two = look(rows), None
+    if len(one) != len(takes.outputs):
+        raise UnsupportedError(f"the original answers with {len(one)} tensors, not with {', '.join(takes.outputs)}")
+    if asked.fixed_batch is None and not (takes.answer and len(one) == 1):
+        with contextlib.suppress(Exception):
+            two = look(2)
+    is_open = two is not None or bool(takes.answer and asked.fixed_batch is None)
+    axes: dict[str, Axis | int] = {name: Axis.unbounded(name) for name in takes.axes}
+    axes |= {} if is_open else {BATCH: rows}
+    outputs = []
+    for place, (name, (shape, dtype)) in enumerate(zip(takes.outputs, one, strict=True)):
+        grown = grown_axis(shape, two[place][0]) if two is not None else None
+        dims = tuple(BATCH if axis == grown else size for axis, size in enumerate(shape))
+        outputs.append(Input(name, dtype, takes.answer if takes.answer and not place else dims).spec(axes))
+    return tuple(each.spec(axes) for each in takes.inputs), tuple(outputs)
 
 
-def _examples(takes: Interface) -> dict[str, Tensor]:
-    shapes = takes.at({})
+def _examples(takes: Interface, rows: int) -> dict[str, Tensor]:
+    shapes = takes.at({BATCH: rows})
     return {each.name: np.zeros(shapes[each.name], each.dtype) for each in takes.inputs}
 
 
-def _run(module: torch.nn.Module, *arrays: Tensor) -> Tensor:
-    """Return a copy of the module's one output, as the caller's own array."""
+def _run(module: torch.nn.Module, *arrays: Tensor) -> tuple[Tensor, ...]:
+    """Return copies of what a module answers with, as the caller's own arrays."""
     import torch
 
     with torch.inference_mode():
         result = module(*(torch.from_numpy(one if one.flags.writeable else one.copy()) for one in arrays))
-    owned: Tensor = _tensor(module, result).numpy().copy()
-    return owned
+    return tuple(tensor.numpy().copy() for tensor in _tensors(module, result))
 
 
-def _tensor(module: torch.nn.Module, result: object) -> torch.Tensor:
-    import torch
-
-    if not isinstance(result, torch.Tensor):
-        raise UnsupportedError(f"{type(module).__name__} returns a {type(result).__name__}, not one tensor")
-    return result
+def _tensors(module: torch.nn.Module, result: object) -> tuple[torch.Tensor, ...]:
+    return tuple(named_tensors(result, type(module).__name__).values())
 
 
 def _numpy_name(tensor: torch.Tensor) -> str:

@@ -151,7 +151,7 @@ def _open_axes(session: Session, inputs: Tensors, batch: Axis) -> dict[str, int 
         session.infer({name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()})
         for size in (1, 2)
     )
-    grown = {name: _grown(one[name].shape, two[name].shape) for name in places}
+    grown = {name: grown_axis(one[name].shape, two[name].shape) for name in places}
     return {name: found[0] if len(found) == 1 else grown[name] for name, found in places.items()}
 
 
@@ -159,7 +159,7 @@ def _named(spec: TensorSpec, name: str) -> list[int]:
     return [place for place, dim in enumerate(spec.shape) if isinstance(dim, Axis) and dim.name == name]
 
 
-def _grown(one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
+def grown_axis(one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
     """Return the axis that is 1 for one row and 2 for two, where nothing else differs."""
     if len(one) != len(two):
         return None

@@ -219,6 +219,7 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
         untimed=untimed(asked),
         repairs=manifest.repairs or (),
         refused=manifest.refused or (),
+        notes=manifest.notes,
     )
 
 

@@ -28,6 +28,7 @@ from deploykit.runtime.golden import Golden
 from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
 from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
+from deploykit.workflow.matching import Interface, matched
 from deploykit.workflow.opened import open_bundle, original_of
 from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
 from deploykit.workflow.strictness import beside_family
@@ -88,7 +89,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         own = replace(brief, precision=artifact.precision, claims=claims)
         judged = _judgements(jobs, own, progress, strict=options.device is None)
         found += [beside_family(one, manifest.budgets, manifest.source.family, artifact.precision) for one in judged]
-    return Report(str(of or root), tuple(found))
+    return Report(str(of or root), tuple(found), notes=manifest.notes)
 
 
 def held(bundle: Bundle, file: Path | None) -> tuple[Artifact, ...]:
@@ -215,16 +216,22 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     budgets = original.budgets
     _check_precision(options.precision, budgets)
     backend = backend_for(path.name)
-    golden = probe.get_probe(original.takes.probe).golden(original, _asked(original))
-    images = options.data or original.images
-    evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     runs = [backend.default_run(precision) for precision in backend.judged]
     runs = [way for run in runs for way in backend.on(run, options.device)] if options.device else runs
+    try:
+        with backend.open(str(path), runs[0]) as session:
+            interface = Interface.of(session)
+    except MissingComponentError as error:
+        return Report(str(path), tuple(judge.not_run(path.name, run, error.message) for run in runs))
+    golden = probe.get_probe(original.takes.probe).golden(original, _asked(original, interface.rows))
+    golden, notes = matched(golden, original.id, interface)
+    images = options.data or original.images
+    evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     jobs = [(path.name, run, path) for run in runs]
     precision = options.precision or _grade(path, jobs) or "fp32"
     claims = Claims("the original", original.labels, original.preprocess)
-    brief = judge.Brief(golden, budgets, evaluation=evaluation, precision=precision, claims=claims)
-    return Report(str(path), tuple(_judgements(jobs, brief, progress)))
+    brief = judge.Brief(golden, budgets, interface.axes, evaluation, precision=precision, claims=claims)
+    return Report(str(path), tuple(_judgements(jobs, brief, progress)), notes=notes)
 
 
 def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:
@@ -234,11 +241,12 @@ def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:
         raise UsageError(f"--precision {asked}: there are {', '.join(known)}")
 
 
-def _asked(original: Original) -> probe.Asked:
+def _asked(original: Original, rows: int) -> probe.Asked:
     """Return what golden inputs a bare artifact is judged by; which of its axes are open, only opening it tells."""
     recipe = original.preprocess
     if recipe is None:
-        return probe.Asked(GOLDEN_COUNT, {}, None)
+        return probe.Asked(GOLDEN_COUNT, {}, None, rows)
     size = golden_size(recipe)
     digest = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size).digest
-    return probe.Asked(GOLDEN_COUNT, {}, reference.ImagesOptions(GOLDEN_IMAGES, digest, GOLDEN_COUNT, size, (), recipe))
+    images = reference.ImagesOptions(GOLDEN_IMAGES, digest, GOLDEN_COUNT, size, (), recipe)
+    return probe.Asked(GOLDEN_COUNT, {}, images, rows)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -91,6 +92,23 @@ class Named(Net):
         return {"logits": super().forward(images)}
 
 
+class Nothing(Net):
+    def forward(self, images):
+        return {"logits": super().forward(images), "count": len(images)}
+
+
+class Learning(Net):
+    def forward(self, images):
+        self.head.weight.data.mul_(0.5)
+        return super().forward(images)
+
+
+class Counting(Net):
+    def forward(self, images):
+        self.flag.logical_not_()
+        return super().forward(images)
+
+
 def text() -> str:
     return "net"
 
@@ -170,10 +188,35 @@ def test_what_cannot_be_called_for_a_module_is_refused(function: str, arguments:
         _resolve(function, model_args=arguments)
 
 
-@pytest.mark.parametrize("function", ["Several", "Features", "Named"])
-def test_a_module_that_does_not_answer_with_one_vector_per_image_is_refused(function: str) -> None:
-    with pytest.raises(UsageError, match=r"must answer with one tensor \[N, classes\]"):
-        _resolve(function)
+@pytest.mark.parametrize(
+    ("function", "names", "task"),
+    [
+        ("Several", ("output0", "output1"), "logits"),
+        ("Features", ("embedding",), "embedding"),
+        ("Named", ("logits",), "logits"),
+    ],
+)
+def test_what_a_module_answers_with_is_named(function: str, names: tuple[str, ...], task: str) -> None:
+    found = _resolve(function)
+    assert (found.takes.outputs, found.task, bool(found.labels)) == (names, task, task == "logits")
+    with sources.open_original(found) as session:
+        rows = np.zeros((3, *found.recipe.input_size), np.float32)
+        answers = session.infer({found.input_name: rows})
+    assert tuple(answers) == names
+    assert [len(array) for array in answers.values()] == [3] * len(names)
+
+
+def test_an_answer_that_holds_more_than_tensors_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"answers with what is no tensor \(count: int\)"):
+        _resolve("Nothing")
+
+
+def test_a_forward_that_changes_weights_is_refused_and_one_that_changes_a_buffer_is_not() -> None:
+    with pytest.raises(BadInputError, match=r"its forward changes its own weights \(head.weight\)"):
+        _resolve("Learning")
+    found = _resolve("Counting")
+    assert sources.open_module(found) is not None
+    assert found.weights_sha256 == _resolve("Counting").weights_sha256
 
 
 @pytest.mark.parametrize(("size", "said"), [(48, "shapes cannot be multiplied"), (64, "ValueError")])

@@ -20,6 +20,7 @@ def report_record(report: Report) -> dict[str, Any]:
         "judgements": to_values(report.judgements),
         "timings": to_values(report.timings),
         "latency": to_values(report.latency),
+        "notes": list(report.notes),
     }
 
 
@@ -36,6 +37,7 @@ def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> 
         "refused": to_values(report.refused),
         "timings": to_values(report.timings),
         "repairs": to_values(report.repairs),
+        "notes": list(report.notes),
     }
 
 

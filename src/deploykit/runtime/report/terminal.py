@@ -290,6 +290,7 @@ def complaints(report: Report) -> Iterator[str]:
                 yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
         for reason in judgement.not_run:
             yield f"– {where}: not run: {reason}"
+    yield from (f"note: {note}" for note in report.notes)
     for refusal in report.refused:
         yield f"✘ {refusal.artifact}: " + refusal.reason.replace("\n", "\n    ")
         yield from (f"    use {hint.action}   {hint.effect}".rstrip() for hint in refusal.hints)
