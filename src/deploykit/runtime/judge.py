@@ -173,7 +173,7 @@ def _judge_golden(
     first = session.inputs[0].shape[0]
     traced = brief.axes.get(first.name) if isinstance(first, Axis) else None
     answered = ask(session, golden.inputs, golden.rows(traced))
-    problems = [*_compared(answered, golden, budget, into)]
+    problems = [*_compared(answered, golden, budget, into, is_coarse=budget is not brief.budgets.get("f32"))]
     if golden.faults:
         into[0].extend(power_gates(golden.faults, budget))
         into[1].update(shares(golden.faults, budget))
@@ -184,7 +184,12 @@ def _judge_golden(
 
 
 def _compared(
-    answered: Answered, golden: Golden, budget: Budget, into: tuple[list[GateResult], dict[str, float]]
+    answered: Answered,
+    golden: Golden,
+    budget: Budget,
+    into: tuple[list[GateResult], dict[str, float]],
+    *,
+    is_coarse: bool,
 ) -> Iterator[str]:
     """Compare every output with each reference's; yield what is in the way, which keeps none of the others from it."""
     gates, metrics = into
@@ -196,7 +201,7 @@ def _compared(
             yield str(error)
         for name, array in expected.items():
             is_first, is_only = name == next(iter(expected)), len(expected) == 1
-            subject = Subject(reference, name, is_first=is_first, is_only=is_only, rounding=rounding.get(name, 0.0))
+            subject = Subject(reference, name, is_first, is_only, rounding.get(name, 0.0), is_coarse)
             try:
                 if name in answered.pieces:
                     gates += numeric_gates(*paired(name, array, answered.like(name, array)), budget, subject, metrics)

@@ -20,6 +20,10 @@ from deploykit.verdict import Budget, GateResult, Verdict
 EPSILON: Final = 2.0**-24
 #: Noise may exceed what float32 rounds by this factor, and still be float32's own: another order of the same sums.
 ROUNDED: Final = 4.0
+#: An artifact of fewer bits whose noise is this many dB below what its budget allows of the whole answers keeps what so few
+#: bits can; where it fails all the same, answers vary by too little to be told apart in them.
+FAR_WITHIN: Final = 20.0
+_BLIND: Final = "the answers to the golden inputs vary too little to tell, give others with --golden"
 #: By how many dB a raw SQNR must lie above that about the mean answer to be worth a word.
 SHARED: Final = 6.0
 #: Least raw SQNR of two float32 computations of the same answers, dB: with less, one of them is wrong.
@@ -36,6 +40,7 @@ class Subject:
         is_first: It is the first output.
         is_only: There is no other one.
         rounding: Mean square of what float32 rounds of it.
+        is_coarse: The artifact is made in, or computed in, fewer bits than float32's.
     """
 
     reference: str
@@ -43,6 +48,7 @@ class Subject:
     is_first: bool = True
     is_only: bool = True
     rounding: float = 0.0
+    is_coarse: bool = False
 
     @property
     def output(self) -> str | None:
@@ -112,7 +118,10 @@ def numeric_gates(
         return
     yield result("finite", float(drift.is_finite(found)), 1.0, higher_is_better=True)
     about = drift.mean_answer(expected)
+    raw = drift.sqnr_db(expected, found)
     excuse = _excuse(expected, found, about, subject.rounding)
+    if subject.is_coarse and budget.sqnr_db is not None and raw >= budget.sqnr_db + FAR_WITHIN:
+        excuse = f"of the whole answers it keeps {raw:.0f} dB, which is what so few bits can: {_BLIND}"
     measured = {
         "relative_max": (drift.relative_max(expected, found, about), budget.relative_max, False),
         "sqnr_db": (drift.sqnr_db(expected, found, about), budget.sqnr_db, True),
@@ -127,7 +136,7 @@ def numeric_gates(
             judged = result(metric, value, bound, higher_is_better=higher)
             if judged.verdict is Verdict.FAIL and excuse:
                 judged = replace(judged, verdict=Verdict.INCONCLUSIVE, reason=excuse)
-            yield _with_raw(judged, drift.sqnr_db(expected, found))
+            yield _with_raw(judged, raw)
     if subject.reference == ORIGINAL:
         metrics |= _beside(expected, found, about, subject)
 
@@ -163,7 +172,4 @@ def _excuse(expected: Tensor, found: Tensor, about: Tensor, rounding: float) -> 
     if not noise <= ROUNDED**2 * floor:
         return ""
     share = np.sqrt(varies / floor)
-    return (
-        "it differs by what float32 itself rounds, and the answers to the golden inputs vary by no more than "
-        f"{share:.1g} times that: they can't tell, give others with --golden"
-    )
+    return f"it differs by what float32 itself rounds, and the answers vary by no more than {share:.1g} times that: {_BLIND}"

@@ -68,6 +68,17 @@ def test_rounding_excuses_no_nan() -> None:
     assert {gate.verdict for gate in gates.values()} == {Verdict.FAIL}
 
 
+def test_fewer_bits_that_keep_what_they_can_prove_nothing_where_answers_hardly_vary() -> None:
+    int8, coarse = Budget(sqnr_db=15.0), Subject(ORIGINAL, "logits", is_coarse=True)
+    noise = np.random.default_rng(1).standard_normal(FLAT.shape)
+    kept, lost = (FLAT + size * noise for size in (5.0, 100.0))
+    gate = judged(FLAT, kept, coarse, int8)[0]["sqnr_db"]
+    assert (gate.verdict, gate.value < 0) == (Verdict.INCONCLUSIVE, True)
+    assert "47 dB" in gate.reason
+    assert judged(FLAT, lost, coarse, int8)[0]["sqnr_db"].verdict is Verdict.FAIL
+    assert judged(FLAT, kept, SUBJECT, int8)[0]["sqnr_db"].verdict is Verdict.FAIL
+
+
 def test_equal_answers_pass_however_little_they_vary() -> None:
     gates, _ = judged(FLAT, FLAT.copy())
     assert {gate.verdict for gate in gates.values()} == {Verdict.PASS}
