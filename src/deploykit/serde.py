@@ -213,6 +213,11 @@ def _decode_enum(kind: type[Enum], value: object, where: str) -> Enum:
         raise _fail(where, f"one of {[member.value for member in kind]}", value) from None
 
 
+def has_64_bits(value: int) -> bool:
+    """Tell whether an integer is one that JSON can carry from one program to another."""
+    return -(2**63) <= value < 2**64
+
+
 def _decode_scalar(kind: Any, value: object, where: str) -> object:  # noqa: ANN401
     if kind is float:
         if isinstance(value, str) and value in NON_FINITE:
@@ -225,7 +230,7 @@ def _decode_scalar(kind: Any, value: object, where: str) -> object:  # noqa: ANN
         raise _fail(where, "a number", value)
     if kind is int and isinstance(value, bool):
         raise _fail(where, "an integer", value)
-    if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**64:
+    if kind is int and isinstance(value, int) and not has_64_bits(value):
         raise BadInputError(f"{where}: expected an integer of 64 bits, found one beyond them")
     if isinstance(value, kind):
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -217,5 +218,7 @@ def test_all_images_that_can_not_be_decoded_are_exit_7_at_once(judged: Path, val
         str(tmp_path / "b"),
         "--json",
     )
-    refused(run(*words), 7, *texts)
+    told = run(*words)
+    assert json.loads(told.out)["error"]["exit_code"] == 7, "--json prints an object, errors too"
+    refused(dataclasses.replace(told, out=""), 7, *texts)
     assert not (tmp_path / "b").exists()

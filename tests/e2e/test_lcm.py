@@ -153,7 +153,7 @@ def test_a_copied_bundle_is_verified_again_with_its_rollout(made: deploykit.Expo
     copy = shutil.copytree(made.bundle.root, tmp_path / "copied")
     record = made.bundle.manifest.golden
     assert record.further is not None
-    assert set(record.further) == {"rollout", "sizes"}
+    assert set(record.further) == {"faults", "rollout", "sizes"}
     assert (record.count, record.images) == (16, "4 trajectories of 4 LCM steps")
     report = deploykit.verify(copy)
     assert [judgement.verdict for judgement in report.judgements] == [deploykit.Verdict.PASS] * 7
@@ -319,7 +319,7 @@ def test_what_makes_no_pictures_is_told(made: deploykit.Exported, tmp_path: Path
     root, png = str(made.bundle.root), str(tmp_path / "no.png")
     for words, code, told in (
         ((root, "--png", "/no/such/folder/x.png"), 5, "can't be written"),
-        ((root, "--png", png, "photo.jpg"), 2, "--png makes pictures and takes none"),
+        ((root, "--png", png, "photo.jpg"), 2, "--png makes pictures and takes no IMAGE"),
         ((root,), 2, "no images: name those to classify"),
         ((root, "--seed", "3"), 2, "--seed is for --png"),
         ((root, "--vae", "sd"), 2, "--vae is for --png"),

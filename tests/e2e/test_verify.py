@@ -81,8 +81,9 @@ def test_a_bare_artifact_passes_against_its_original(bundle: Path) -> None:
         assert report.verdict is deploykit.Verdict.PASS
 
 
-def test_a_bare_artifact_without_reference_is_a_usage_error(bundle: Path) -> None:
-    outcome = run("verify", str(bundle / "tiny-convnext.fp32.onnx"))
+def test_a_bare_artifact_without_reference_is_a_usage_error(bundle: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(bundle / "tiny-convnext.fp32.onnx", tmp_path)
+    outcome = run("verify", str(alone))
     assert outcome.code == 2
     assert "--reference MODEL" in outcome.err
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploykit import serde
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def _argument(text: str) -> tuple[str, bool | int | float | str]:
             number = kind(value)
         except ValueError:
             continue
+        if isinstance(number, int) and not serde.has_64_bits(number):
+            raise UsageError(f"--model-arg {text[:80]!r}: integers have 64 bits")
         if not math.isfinite(number):
             raise UsageError(f"--model-arg {text!r}: numbers are finite")
         return key, number

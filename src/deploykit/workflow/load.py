@@ -8,7 +8,7 @@ from deploykit import paths
 from deploykit.artifact import RunConfig
 from deploykit.errors import Hint, UsageError
 from deploykit.runtime.backends.base import Session, backend_for, get_backend
-from deploykit.workflow.opened import check_seal, read_bundle
+from deploykit.workflow.opened import check_artifact, check_seal, read_bundle
 
 
 def load(
@@ -47,8 +47,7 @@ def load(
             Hint(f"load(path, artifact={names[0]!r})"),
         )
     chosen = bundle.manifest.artifacts[names.index(wanted)]
-    for record in chosen.files:
-        record.check(path)
+    check_artifact(path, chosen)
     if run is None and not chosen.runs:
         raise UsageError(f"{wanted} is run as it is by nothing", Hint("deploykit build", "makes of it what is run"))
     config = run or chosen.runs[0]

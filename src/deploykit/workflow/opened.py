@@ -25,11 +25,13 @@ def open_bundle(root: Path) -> Bundle:
 
     Raises:
         UsageError: There is no such folder.
-        BadInputError: It is no bundle, a file is damaged or was changed, or it says of an artifact to run it as no runtime is
-            told.
+        BadInputError: It is no bundle, a file is damaged or was changed, it says of an artifact to run it as no runtime is
+            told, or an artifact takes weights from a file that the manifest doesn't describe.
     """
     bundle = read_bundle(root)
     bundle.check()
+    for artifact in bundle.manifest.artifacts:
+        _check_companions(root, artifact)
     return bundle
 
 
@@ -38,13 +40,11 @@ def read_bundle(root: Path) -> Bundle:
 
     Raises:
         UsageError: There is no such folder.
-        BadInputError: It is no bundle, its manifest is damaged, it says of an artifact to run it as no runtime is told, or an
-            artifact takes weights from a file that the manifest doesn't describe.
+        BadInputError: It is no bundle, its manifest is damaged, or it says of an artifact to run it as no runtime is told.
     """
     bundle = Bundle.open(root)
     known = backend_names()
     for artifact in bundle.manifest.artifacts:
-        _check_companions(root, artifact)
         for run in artifact.runs:
             reason = _fault(artifact, run) if run.backend in known else ""
             if reason:
@@ -81,6 +81,17 @@ def check_seal(target: Path, seal: str) -> None:
                 record.check(root)
             return
     raise BadInputError(f"{target} is no artifact of the bundle in {root}, so its seal says nothing of it")
+
+
+def check_artifact(root: Path, artifact: Artifact) -> None:
+    """Compare an artifact's files with their hashes before one of them is opened.
+
+    Raises:
+        BadInputError: One is damaged or was changed, or it takes weights from a file that the manifest doesn't describe.
+    """
+    for record in artifact.files:
+        record.check(root)
+    _check_companions(root, artifact)
 
 
 def _check_companions(root: Path, artifact: Artifact) -> None:

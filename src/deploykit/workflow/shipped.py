@@ -15,7 +15,7 @@ from deploykit.errors import Hint, MissingComponentError, UsageError
 from deploykit.manifest import Manifest
 from deploykit.runtime.backends.base import backend_for, backend_names, get_backend
 from deploykit.verdict import Judgement, Verdict
-from deploykit.workflow.opened import read_bundle
+from deploykit.workflow.opened import check_artifact, read_bundle
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def _of_bundle(bundle: Bundle) -> Chosen:
             f"no artifact of {bundle.root} that passed can run here: {'; '.join(reasons)}", Hint("deploykit doctor")
         )
     median, artifact, run = here[0]
-    for record in artifact.files:
-        record.check(bundle.root)
+    check_artifact(bundle.root, artifact)
     rank = "the first" if math.isinf(median) else "the fastest"
     reason = f"{rank} of {len(passed)} that passed" if len(passed) > 1 else "the one that passed"
     others = [one.name for one in manifest.artifacts if one != artifact]

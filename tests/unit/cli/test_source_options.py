@@ -181,6 +181,20 @@ def _reads_as_no_finite_number(text: str) -> bool:
         return False
 
 
+def _is_too_long(value: float | str) -> bool:
+    """Tell whether it is an integer, or reads as one, of more than 64 bits."""
+    try:
+        return not isinstance(value, float) and not -(2**63) <= int(value) < 2**64
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("text", [str(2**64), str(-(2**63) - 1), "9" * 400])
+def test_integers_beyond_64_bits_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="integers have 64 bits"):
+        source_options(**{**NOTHING, "model_arg": [f"depth={text}"]})
+
+
 @given(
     arguments=st.dictionaries(
         KEYS, st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text(max_size=9)
@@ -191,7 +205,7 @@ def test_what_was_typed_survives_being_written_down(arguments: dict[str, bool | 
     try:
         options = source_options(**{**NOTHING, "model_arg": typed})
     except UsageError:
-        assert any(_reads_as_no_finite_number(value) for value in arguments.values() if isinstance(value, str))
+        assert any(_reads_as_no_finite_number(str(value)) or _is_too_long(value) for value in arguments.values())
         return
     again = serde.from_json(SourceOptions, serde.to_json(options))
     assert again == options

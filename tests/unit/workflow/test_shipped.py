@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import pytest
 from tests.support import FILES, judgement, manifest, record, timing
 
@@ -18,12 +19,17 @@ PASS, FAIL, UNSURE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 RUN = RunConfig("onnxruntime", precision="f32")
 
 
+def graph(name: str) -> bytes:
+    """Return an ONNX file that names its producer and holds nothing else."""
+    return onnx.ModelProto(ir_version=8, producer_name=name).SerializeToString()
+
+
 def bundle(root: Path, verdicts: Mapping[str, Verdict], medians: Mapping[str, float], run: RunConfig = RUN) -> Path:
     """Write a bundle of one file per name, judged and timed so."""
     made = manifest(FILES)
     (artifact,) = made.artifacts
     artifacts = tuple(
-        dataclasses.replace(artifact, name=name, files=(record(f"{name}.onnx", name.encode()),), runs=(run,))
+        dataclasses.replace(artifact, name=name, files=(record(f"{name}.onnx", graph(name)),), runs=(run,))
         for name in verdicts
     )
     judged = tuple(
@@ -37,7 +43,7 @@ def bundle(root: Path, verdicts: Mapping[str, Verdict], medians: Mapping[str, fl
     root.mkdir()
     (root / "manifest.json").write_bytes(written.to_bytes())
     for name in verdicts:
-        (root / f"{name}.onnx").write_bytes(name.encode())
+        (root / f"{name}.onnx").write_bytes(graph(name))
     return root
 
 
