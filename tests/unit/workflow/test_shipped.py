@@ -21,7 +21,8 @@ RUN = RunConfig("onnxruntime", precision="f32")
 
 def graph(name: str) -> bytes:
     """Return an ONNX file that names its producer and holds nothing else."""
-    return onnx.ModelProto(ir_version=8, producer_name=name).SerializeToString()
+    made: bytes = onnx.ModelProto(ir_version=8, producer_name=name).SerializeToString()
+    return made
 
 
 def bundle(root: Path, verdicts: Mapping[str, Verdict], medians: Mapping[str, float], run: RunConfig = RUN) -> Path:
