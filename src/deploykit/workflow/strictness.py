@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deploykit.errors import DeploykitError
 from deploykit.models.family import get_family
-from deploykit.verdict import Budget, Judgement, Verdict, grade_of
+from deploykit.verdict import GRADES, Budget, Judgement, Verdict, grade_of
 
 #: Bounds of which a smaller one asks for more; of all others a larger one does.
 MOST = frozenset({"relative_max", "untied_flips", "accuracy_drop"})
@@ -51,7 +51,9 @@ def looser(own: Budget, family: Budget) -> Iterator[Looser]:
             yield found
 
 
-def beside_family(found: Judgement, budgets: Mapping[str, Budget], family: str, precision: str) -> Judgement:
+def beside_family(
+    found: Judgement, budgets: Mapping[str, Budget], family: str, precision: str, held: str = ""
+) -> Judgement:
     """Return a judgement that says where its budget is looser than its family's; what passes by that alone is inconclusive.
 
     Args:
@@ -59,6 +61,8 @@ def beside_family(found: Judgement, budgets: Mapping[str, Budget], family: str, 
         budgets: These.
         family: Name of the family.
         precision: Of the artifact.
+        held: Grade of what its file holds, "" where that can't be told: a graph that rounds to 8 bits itself is asked for no
+            more than 8 bits can, though nothing was quantized on the way to it.
     """
     if found.ran is None:
         return found
@@ -70,7 +74,8 @@ def beside_family(found: Judgement, budgets: Mapping[str, Budget], family: str, 
             not_run=(*found.not_run, f"budgets: the family {family!r} that they could be compared with is not here"),
         )
     grade = grade_of(precision, found.ran.precision)
-    gaps = list(looser(budgets[grade], wanted[grade])) if grade in wanted else []
+    asked = max(grade, held, key=GRADES.index) if {grade, held} <= set(GRADES) else grade
+    gaps = list(looser(budgets[grade], wanted[asked])) if asked in wanted else []
     if not gaps:
         return found
     told = f"its manifest asks for less than the family {family}: {', '.join(gap.text for gap in gaps)}"

@@ -84,11 +84,13 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     for artifact in held(bundle, of):
         path = root / artifact.main.path
         jobs = [(artifact.name, run, path) for run in runs_on(artifact, options.device)]
-        fault = precision_fault(artifact.precision, _grade(path, jobs), "its manifest")
+        grade = _grade(path, jobs)
+        fault = precision_fault(artifact.precision, grade, "its manifest")
         claims = Claims("its manifest", manifest.labels, manifest.preprocess, (fault,) if fault else ())
         own = replace(brief, precision=artifact.precision, claims=claims)
         judged = _judgements(jobs, own, progress, strict=options.device is None)
-        found += [beside_family(one, manifest.budgets, manifest.source.family, artifact.precision) for one in judged]
+        family, precision = manifest.source.family, artifact.precision
+        found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
     return Report(str(of or root), tuple(found), notes=manifest.notes)
 
 

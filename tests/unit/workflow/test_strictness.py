@@ -47,6 +47,16 @@ def test_a_looser_budget_is_told_and_passes_only_what_the_family_passes_too() ->
     assert judged(loose, verdict=Verdict.FAIL, sqnr_db=20.0).verdict is Verdict.FAIL
 
 
+def test_a_graph_that_rounds_to_8_bits_itself_is_asked_for_no_more_than_8_bits_can() -> None:
+    int8 = dataclasses.replace(get_family(FAMILY).budgets["int8"], int8_share=None)
+    found = dataclasses.replace(judgement(Verdict.PASS, gate()), metrics={**METRICS, "sqnr_db": 40.0, "cosine": 0.9999})
+    as_it_is = beside_family(found, {"f32": int8}, FAMILY, "fp32", "int8")
+    assert as_it_is.verdict is Verdict.PASS
+    assert "sqnr_db" not in as_it_is.reason
+    sold_as = beside_family(found, {"f32": int8}, FAMILY, "fp32", "f32")
+    assert (sold_as.verdict, "sqnr_db" in sold_as.reason) == (Verdict.INCONCLUSIVE, True)
+
+
 def test_a_bound_that_is_missing_is_a_looser_one() -> None:
     found = judged(Budget(), sqnr_db=20.0)
     assert found.verdict is Verdict.INCONCLUSIVE
