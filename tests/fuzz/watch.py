@@ -130,6 +130,7 @@ class Watched:
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": pythonpath},
                 start_new_session=True,
+                bufsize=0,  # what a reader holds back, `select` doesn't see
             )
         return self._process
 
