@@ -102,7 +102,9 @@ def test_an_argument_is_a_number_a_truth_or_a_text(text: str, value: object) -> 
     assert (key, found, type(found)) == ("a", value, type(value))
 
 
-@given(key=KEYS, value=st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
+@given(
+    key=KEYS, value=st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+)
 def test_numbers_and_truths_come_back_exactly(key: str, value: float) -> None:
     found = _argument(f"{key}={value}")
     assert found == (key, value)
