@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from deploykit import registry
 from deploykit.bundle import load_tensors
-from deploykit.errors import Hint, UnsupportedError
+from deploykit.errors import BadInputError, Hint, UnsupportedError
 from deploykit.export.reference import ImagesOptions, OutputsOptions, outputs_stage
 from deploykit.export.stage import TENSORS, Item, Node, Stage
 from deploykit.models.original import Original
@@ -137,8 +137,11 @@ def golden_of(item: Item, references: Mapping[str, Tensors]) -> Golden:
 
 def golden_at(inputs: Path, further: Mapping[str, Path], references: Mapping[str, Tensors]) -> Golden:
     """Read golden inputs from a file, with the files that lie beside it: by roles in `rollout.FURTHER`, and `power.ROLE`."""
+    tensors = load_tensors(inputs)
+    if not tensors or not all(array.ndim and len(array) for array in tensors.values()):
+        raise BadInputError(f"{inputs} holds no golden inputs: a tensor of it has no rows")
     return Golden(
-        load_tensors(inputs),
+        tensors,
         references,
         load_sized(further["sizes"]) if "sizes" in further else (),
         Rollout.load(further["rollout"]) if "rollout" in further else None,

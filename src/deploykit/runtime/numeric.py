@@ -169,7 +169,7 @@ def _excuse(expected: Tensor, found: Tensor, about: Tensor, rounding: float) -> 
     wide = expected.astype(np.float64)
     noise, varies = float(np.square(wide - found).mean()), float(np.square(wide - about).mean())
     floor = max(rounding, float(np.square(wide).mean()) * EPSILON**2)
-    if not noise <= ROUNDED**2 * floor:
+    if not 0.0 < noise <= ROUNDED**2 * floor:
         return ""
     share = np.sqrt(varies / floor)
     return f"it differs by what float32 itself rounds, and the answers vary by no more than {share:.1g} times that: {_BLIND}"

@@ -94,8 +94,9 @@ def detected(faults: Sequence[InjectedFault], budget: Budget) -> float:
 
 
 def shares(faults: Sequence[InjectedFault], budget: Budget) -> dict[str, float]:
-    """Return what share of each kind in `TOLD` a budget's gates fail on, by the name it is told under."""
-    return {name: detected([fault for fault in faults if fault.kind == kind], budget) for name, kind in TOLD.items()}
+    """Return what share of each kind in `TOLD` a budget's gates fail on, by the name it is told under; of those on record."""
+    by_name = {name: [fault for fault in faults if fault.kind == kind] for name, kind in TOLD.items()}
+    return {name: detected(of_kind, budget) for name, of_kind in by_name.items() if of_kind}
 
 
 def power_gates(faults: Sequence[InjectedFault], budget: Budget) -> tuple[GateResult, GateResult]:

@@ -55,6 +55,8 @@ class Rollout:
     latents: NDArray[np.float32]
 
     def __post_init__(self) -> None:
+        if not (self.coefficients.ndim and self.noise.ndim and self.latents.ndim):
+            raise BadInputError(f"a rollout of {self.carried!r} has an array without axes")
         steps = (len(self.coefficients), 3)
         if self.coefficients.shape != steps or self.noise.shape != (steps[0], *self.latents.shape) or not steps[0]:
             raise BadInputError(

@@ -84,6 +84,12 @@ def test_equal_answers_pass_however_little_they_vary() -> None:
     assert {gate.verdict for gate in gates.values()} == {Verdict.PASS}
 
 
+def test_answers_of_nothing_but_noughts_are_equal_or_not() -> None:
+    nought = np.zeros((4, 3), np.float32)
+    assert {gate.verdict for gate in judged(nought, nought.copy())[0].values()} == {Verdict.PASS}
+    assert judged(nought, nought + np.float32(1e-9))[0]["sqnr_db"].verdict is Verdict.FAIL
+
+
 def test_a_lost_score_beside_boxes_in_pixels_fails() -> None:
     random = np.random.default_rng(2)
     boxes = np.concatenate([random.uniform(0, 640, (16, 20, 4)), random.uniform(0, 1, (16, 20, 1))], axis=2)

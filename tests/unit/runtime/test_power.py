@@ -68,6 +68,10 @@ def test_a_budget_that_catches_nothing_makes_the_verdict_inconclusive() -> None:
     assert "lets every one" in budget.reason
 
 
+def test_kinds_that_nobody_knows_are_not_told() -> None:
+    assert power.shares(plain("another kind"), BUDGET) == {}
+
+
 def test_no_faults_at_all_prove_nothing() -> None:
     assert {gate.verdict for gate in power.power_gates([], BUDGET)} == {Verdict.INCONCLUSIVE}
 

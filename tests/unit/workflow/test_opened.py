@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from tests.bundles import reseal, write_bundle
 
+from deploykit.bundle import save_tensors
 from deploykit.errors import BadInputError
 from deploykit.workflow.opened import open_bundle
+from deploykit.workflow.verify import golden_of
 
 
 def test_an_undescribed_file_of_weights_is_refused(tmp_path: Path) -> None:
@@ -46,3 +49,26 @@ def test_undescribed_weights_of_an_ir_are_refused(tmp_path: Path) -> None:
     (root / "net.bin").write_bytes(b"anything")
     with pytest.raises(BadInputError, match=r"'net\.bin', a file that"):
         open_bundle(root)
+
+
+@pytest.mark.parametrize(
+    ("role", "arrays", "told"),
+    [
+        ("rollout", {f"input/{name}": np.ones(()) for name in ("coefficients", "noise", "latents")}, "without axes"),
+        ("faults", {"kind": np.zeros(3)}, "no record of faults"),
+        ("inputs", {"input": np.zeros((0, 3, 64, 64), np.float32)}, "no golden inputs"),
+    ],
+)
+def test_golden_files_of_another_form_are_bad_input(
+    tmp_path: Path, role: str, arrays: dict[str, np.ndarray[Any, Any]], told: str
+) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    save_tensors(root / f"golden/{role}.npz", arrays)
+
+    def add(value: dict[str, Any]) -> None:
+        if role != "inputs":
+            value["golden"]["further"] = {role: {"path": f"golden/{role}.npz", "bytes": 0, "sha256": "0" * 64}}
+
+    reseal(root, add)
+    with pytest.raises(BadInputError, match=told):
+        golden_of(open_bundle(root))
