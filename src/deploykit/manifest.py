@@ -119,6 +119,7 @@ CPU_FLAGS = (
     "amx_bf16",
     "amx_int8",
     "asimddp",
+    "asimdhp",
     "i8mm",
     "bf16",
 )

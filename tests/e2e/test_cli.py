@@ -103,6 +103,12 @@ def test_doctor_models_and_inspect_speak_json(bundle: Path) -> None:
     everywhere = {name: lacks for name, lacks in doctor["backends"].items() if not name.startswith("tensorrt")}
     assert everywhere == dict.fromkeys(("emulator", "onnxruntime", "openvino", "torch"))
     assert set(doctor["backends"]) - set(everywhere) == {"tensorrt", "tensorrt_rtx"}
+    sums = doctor["int8"]["runtimes"]
+    assert [entry["title"] for entry in sums] == ["ONNX Runtime", "OpenVINO"]
+    assert {entry["processor"] for entry in sums} == {doctor["int8"]["processor"]}
+    assert all(entry["found"] and not entry["contradicts"] for entry in sums)
+    told = next(line for line in run("doctor").out.splitlines() if line.startswith("int8 arithmetic"))
+    assert told.split("   ", 1)[1] == " · ".join(entry["text"] for entry in sums)
     assert {"tiny-convnext", "tiny-lcm-unet"} <= {
         card["id"] for card in json.loads(run("models", "--json").out)["models"]
     }

@@ -40,6 +40,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     also = [name for name, reason in found["devices"].items() if reason is None]
     console.print(f"also on    {' · '.join(also) or 'no other device'}", markup=False)
     console.print(f"GPUs       {' · '.join(found['gpus'])}", markup=False)
+    sums = [entry["text"] for entry in found["int8"]["runtimes"]]
+    none = f"no runtime here to ask ({found['int8']['processor']})"
+    console.print(f"int8 arithmetic   {' · '.join(sums) or none}", markup=False)
     console.print(f"cache      {found['cache']}", markup=False)
     for note in found["notes"]:
         console.print(f"note       {note}", markup=False)
@@ -52,6 +55,8 @@ def _findings() -> dict[str, Any]:
     from deploykit.manifest import Machine
     from deploykit.optional import COMPONENTS
     from deploykit.runtime.backends.base import backend_names, get_backend
+    from deploykit.runtime.processors import here
+    from deploykit.runtime.saturation import probe
     from deploykit.serde import to_json
 
     components = [
@@ -65,6 +70,7 @@ def _findings() -> dict[str, Any]:
         for component in COMPONENTS.values()
     ]
     backends = {name: _lacking(get_backend(name)) for name in backend_names()}
+    sums = probe()
     return {
         "machine": to_json(Machine.here()),
         "components": components,
@@ -72,8 +78,15 @@ def _findings() -> dict[str, Any]:
         "backends": backends,
         "devices": _devices(),
         "gpus": _gpus(),
+        "int8": {
+            "processor": here().name,
+            "runtimes": [
+                {**to_json(found), "contradicts": found.contradicts, "text": found.text, "warning": found.warning}
+                for found in sums
+            ],
+        },
         "cache": _cache(),
-        "notes": _notes(),
+        "notes": [*_notes(), *(found.warning for found in sums if found.warning)],
     }
 
 

@@ -61,9 +61,10 @@ def _reason(found: Judgement, exact: Judgement) -> str:
     if not own - here >= LEAST:
         return ""
     processor = processors.here()
-    why = f" (pairs of products saturate in 16 bits on {processor.name})" if processor.saturates else ""
+    saturates = processor.sums_in(found.run.backend) is not processors.Sums.EXACT
+    why = f" (pairs of products saturate in 16 bits on {processor.name})" if saturates else ""
     graph = f"quantization {own:.1f} dB" if math.isfinite(own) else "the graph itself loses nothing"
     told = f"{graph}, this processor's kernels {here:.1f} dB{why}"
     passes = all(gate.verdict is Verdict.PASS for gate in exact.gates if gate.kind is GateKind.DRIFT)
-    remedy = REMEDIES[found.run.backend] if processor.saturates else "another processor or another artifact computes it"
+    remedy = REMEDIES[found.run.backend] if saturates else "another processor or another artifact computes it"
     return f"{told}: {remedy}" if passes else f"{told}: neither passes"

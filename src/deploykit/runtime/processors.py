@@ -1,22 +1,33 @@
-"""Classes of processors, as data: what their integer kernels make of sums of products.
+"""Classes of processors, as data: what the integer kernels of each runtime make of sums of products.
 
 x86 multiplies unsigned bytes by signed ones and adds neighbours in one instruction. Before VNNI that sum has 16 bits: two
-products beyond 32,767 in magnitude saturate, and a network in 8 bits answers otherwise than its graph says. What has VNNI, and
-Arm, adds in 32 bits.
+products beyond 32,767 in magnitude saturate, and a network in 8 bits answers otherwise than its graph says. What has VNNI,
+Arm, and WebAssembly add in 32 bits. Where each entry is read from stands in docs/adr/0021; `deploykit.runtime.saturation`
+finds out what is true of the machine that it runs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import cache
 from typing import Final
 
 from deploykit.manifest import Machine
 
-#: What operating systems call the two instruction sets.
+#: What operating systems call the instruction sets.
 X86: Final = ("x86_64", "AMD64", "i386", "i686")
 ARM: Final = ("aarch64", "arm64")
+WASM: Final = ("wasm32", "wasm64")
+
+
+class Sums(str, Enum):
+    """What becomes of the sum of two products of an unsigned and a signed byte."""
+
+    EXACT = "exact"
+    PAIRS = "pairs saturate"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -27,32 +38,54 @@ class Processor:
         name: Such as "avx2".
         machines: What operating systems call the instruction set; none for any.
         flags: Features that it has, in Linux's words.
-        saturates: Sums of two u8·s8 products have 16 bits in its kernels.
+        sums: What the kernels of each runtime that runs there make of them, by the name of its backend. UNKNOWN where that
+            depends on how the runtime was built, or on features that can't be read.
     """
 
     name: str
     machines: tuple[str, ...]
-    flags: frozenset[str]
-    saturates: bool
+    flags: frozenset[str] = frozenset()
+    sums: Mapping[str, Sums] = field(default_factory=dict)
 
     def is_of(self, arch: str, flags: Collection[str]) -> bool:
         """Tell whether a machine belongs to this class."""
         return (not self.machines or arch in self.machines) and self.flags <= set(flags)
 
+    def sums_in(self, backend: str) -> Sums:
+        """Return what a runtime's kernels make of sums here; UNKNOWN of one that nothing is known of."""
+        return self.sums.get(backend, Sums.UNKNOWN)
 
+    @property
+    def saturates(self) -> bool:
+        """Sums of two products may have 16 bits in a runtime's kernels: the worst is assumed of what isn't known."""
+        return any(one is not Sums.EXACT for one in self.sums.values())
+
+
+def _both(sums: Sums) -> dict[str, Sums]:
+    return {"onnxruntime": sums, "openvino": sums}
+
+
+_EXACT, _PAIRS = _both(Sums.EXACT), _both(Sums.PAIRS)
 #: A machine belongs to the first that it has all of. Of an x86 whose features can't be read the worst is assumed.
 CLASSES: Final = (
-    Processor("amx", X86, frozenset({"amx_int8"}), saturates=False),
-    Processor("avx512-vnni", X86, frozenset({"avx512f", "avx512_vnni"}), saturates=False),
-    Processor("avx-vnni", X86, frozenset({"avx_vnni"}), saturates=False),
-    Processor("avx512", X86, frozenset({"avx512f"}), saturates=True),
-    Processor("avx2", X86, frozenset({"avx2"}), saturates=True),
-    Processor("sse4", X86, frozenset({"sse4_1"}), saturates=True),
-    Processor("x86", X86, frozenset(), saturates=True),
-    Processor("i8mm", ARM, frozenset({"i8mm"}), saturates=False),
-    Processor("dotprod", ARM, frozenset({"asimddp"}), saturates=False),
-    Processor("neon", ARM, frozenset(), saturates=False),
-    Processor("other", (), frozenset(), saturates=False),
+    Processor("amx", X86, frozenset({"amx_int8"}), _EXACT),
+    Processor("avx512-vnni", X86, frozenset({"avx512f", "avx512_vnni"}), _EXACT),
+    Processor("avx-vnni", X86, frozenset({"avx_vnni"}), _EXACT),
+    Processor("avx512", X86, frozenset({"avx512f"}), _PAIRS),
+    Processor("avx2", X86, frozenset({"avx2"}), _PAIRS),
+    # ONNX Runtime has its kernel of pairs where Microsoft's compiler built it; elsewhere one that widens to 16 bits first.
+    Processor("sse4", X86, frozenset({"sse4_1"}), {"onnxruntime": Sums.UNKNOWN, "openvino": Sums.PAIRS}),
+    Processor("x86", X86, frozenset(), _both(Sums.UNKNOWN)),
+    Processor("i8mm", ARM, frozenset({"i8mm"}), _EXACT),
+    Processor("dotprod", ARM, frozenset({"asimddp"}), _EXACT),
+    # In 8 bits as neon; what stands in half is computed in half, which neon widens to float32.
+    Processor("neon-fp16", ARM, frozenset({"asimdhp"}), _EXACT),
+    Processor("neon", ARM, frozenset(), _EXACT),
+    Processor("wasm-simd", WASM, frozenset(), {"onnxruntime": Sums.EXACT}),
+    # A browser doesn't tell, so that it can be named, never found. Its instruction for pairs may saturate: ONNX Runtime tries
+    # that when it is loaded, and takes the kernels of wasm-simd where it does.
+    Processor("wasm-relaxed-simd", WASM, frozenset(), {"onnxruntime": Sums.EXACT}),
+    Processor("other", (), frozenset(), _EXACT),
 )
 
 
@@ -65,3 +98,9 @@ def class_of(machine: Machine) -> Processor:
 def here() -> Processor:
     """Return the class of this machine's processor."""
     return class_of(Machine.here())
+
+
+def unsafe(backends: Iterable[str]) -> tuple[Processor, ...]:
+    """Return the classes on which kernels of one of these runtimes add in 16 bits, or may."""
+    named = tuple(backends)
+    return tuple(one for one in CLASSES if any(one.sums.get(name, Sums.EXACT) is not Sums.EXACT for name in named))
