@@ -170,7 +170,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one artifact in one RunConfig.
+    """The verdict on one artifact in one RunConfig on one class of processors.
 
     Attributes:
         artifact: Name of the artifact.
@@ -182,6 +182,8 @@ class Judgement:
         reason: Why it was not run, crashed, or drifts though its graph does not.
         not_run: Checks that could not be made here, each with its reason.
         measured_at: UTC, ISO 8601.
+        processor: Class of the processor that computed it, of `deploykit.runtime.processors`; None where none did, or where it
+            isn't on record.
     """
 
     artifact: str
@@ -193,6 +195,7 @@ class Judgement:
     reason: str
     not_run: tuple[str, ...]
     measured_at: str
+    processor: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

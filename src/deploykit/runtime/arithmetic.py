@@ -12,12 +12,11 @@ from deploykit.artifact import EXACT, RunConfig
 from deploykit.errors import DeploykitError
 from deploykit.runtime import judge, processors
 from deploykit.runtime.backends.base import CPU, get_backend
+from deploykit.runtime.pairs import REMEDIES
 from deploykit.verdict import GateKind, Judgement, Verdict
 
 #: Decibels by which kernels must lie farther from the original than the graph does to be told: a fifth of the error.
 LEAST: Final = 1.0
-#: What an application sets, so that a runtime doesn't add in 16 bits, by backend.
-REMEDIES: Final = {"onnxruntime": "session.x64quantprecision=1 computes it as it stands"}
 
 
 def judge_file(

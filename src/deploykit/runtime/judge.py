@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from deploykit.artifact import Axis, Preprocess, RunConfig
 from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
-from deploykit.runtime import drift, gate
+from deploykit.runtime import drift, gate, processors
 from deploykit.runtime.axes import judge_axes
-from deploykit.runtime.backends.base import Session
+from deploykit.runtime.backends.base import CPU, Session
 from deploykit.runtime.batches import CHUNK, Answered, MismatchError, ask, check_names, paired, run_rows
 from deploykit.runtime.claims import Claims
 from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
@@ -112,7 +112,8 @@ def judge(
         verdict = Verdict.FAIL if reason else Verdict.worst(result.verdict for result in gates)
         if verdict is not Verdict.FAIL and _is_unbounded(budget, gates):
             verdict, reason = Verdict.INCONCLUSIVE, f"nothing bounds its drift: the budget for {grade} is empty"
-        return Judgement(artifact, run, session.ran, gates, metrics, verdict, reason, skipped, now())
+        computed = processors.here().name if run.device == CPU else None
+        return Judgement(artifact, run, session.ran, gates, metrics, verdict, reason, skipped, now(), computed)
 
 
 def _is_unbounded(budget: Budget, gates: Sequence[GateResult]) -> bool:

@@ -90,7 +90,7 @@ _NUMERIC = {"artifact": "artifact", "golden": "tensors", ORIGINAL: "tensors", HU
 def judge_stage(run: RunConfig, *, with_images: bool) -> Stage[JudgeOptions]:
     """Return the stage that judges in this RunConfig, with labelled images or without."""
     takes = {**_NUMERIC, "images": "images", "answers": "answers"} if with_images else _NUMERIC
-    return Stage("judge", 7, takes, "judgement", (get_backend(run.backend).module,), _judge)
+    return Stage("judge", 8, takes, "judgement", (get_backend(run.backend).module,), _judge)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from deploykit.errors import BadInputError, Hint, MissingComponentError, Unsuppo
 from deploykit.export import probe, reference
 from deploykit.models import sources
 from deploykit.models.original import Original
-from deploykit.runtime import judge
+from deploykit.runtime import judge, pairs
 from deploykit.runtime.arithmetic import judge_file
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
@@ -26,6 +26,7 @@ from deploykit.runtime.claims import Claims, precision_fault
 from deploykit.runtime.drift import Answers
 from deploykit.runtime.golden import Golden
 from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
+from deploykit.workflow import moved
 from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.matching import Interface, matched
@@ -81,6 +82,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     evaluation, reason = _bundle_evaluation(bundle, options)
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
+    saturating: list[str] = []
     for artifact in held(bundle, of):
         path = root / artifact.main.path
         jobs = [(artifact.name, run, path) for run in runs_on(artifact, options.device)]
@@ -91,7 +93,9 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         judged = _judgements(jobs, own, progress, strict=options.device is None)
         family, precision = manifest.source.family, artifact.precision
         found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
-    return Report(str(of or root), tuple(found), notes=manifest.notes)
+        saturating += _saturating(jobs)
+    notes = (*manifest.notes, *moved.notes(manifest, found), *saturating)
+    return Report(str(of or root), tuple(found), notes=notes)
 
 
 def held(bundle: Bundle, file: Path | None) -> tuple[Artifact, ...]:
@@ -117,6 +121,21 @@ def _grade(path: Path, jobs: Iterable[tuple[str, RunConfig, Path]]) -> str:
     """Return the grade that a file's weights are held in, by the first runtime that is here; "" where none can tell."""
     backends = (get_backend(run.backend) for _, run, _ in jobs if not get_backend(run.backend).unavailable(run))
     return next((grade for grade in (backend.held(str(path)) for backend in backends) if grade), "")
+
+
+def _saturating(jobs: Sequence[tuple[str, RunConfig, Path]]) -> tuple[str, ...]:
+    """Return what is told of a file whose weights may saturate on some class of processors; () of others.
+
+    Reading a file takes the runtime that it is made for: where that isn't here, nothing is told, nor judged.
+    """
+    present = [
+        (name, run, path) for name, run, path in jobs if get_backend(run.backend).component.version() is not None
+    ]
+    if not present:
+        return ()
+    name, _, path = present[0]
+    told = pairs.note(name, tuple(dict.fromkeys(run.backend for _, run, _ in present)), str(path))
+    return (told,) if told else ()
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -233,7 +252,8 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     precision = options.precision or _grade(path, jobs) or "fp32"
     claims = Claims("the original", original.labels, original.preprocess)
     brief = judge.Brief(golden, budgets, interface.axes, evaluation, precision=precision, claims=claims)
-    return Report(str(path), tuple(_judgements(jobs, brief, progress)), notes=notes)
+    judgements = tuple(_judgements(jobs, brief, progress))
+    return Report(str(path), judgements, notes=(*notes, *_saturating(jobs)))
 
 
 def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:

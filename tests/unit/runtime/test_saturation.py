@@ -90,7 +90,7 @@ def test_every_runtime_here_adds_as_is_on_record_for_this_class() -> None:
 def test_exact_arithmetic_is_found_to_be_exact_on_every_processor() -> None:
     run = RunConfig("onnxruntime", precision="f32", threads=1, arithmetic=EXACT)
     with get_backend("onnxruntime").open(str(FILE), run) as session:
-        feeds = {spec.name: np.full(spec.shape, BRIGHT, np.float32) for spec in session.inputs}
+        feeds = {"rows": np.full((4, 64), BRIGHT, np.float32), "image": np.full((1, 16, 5, 5), BRIGHT, np.float32)}
         answers = session.infer(feeds)
     assert {kind_of(answers[output], terms) for output, terms in OUTPUTS.items()} == {Sums.EXACT}
 

@@ -156,3 +156,14 @@ def test_of_several_outputs_the_spread_is_that_of_the_one_that_drifts_most() -> 
     assert terminal.spread_text(several) == "median 30 dB, worst 1 dB"
     equal = replace(several, metrics={"sqnr_db": 40.0, "sqnr_db_median": math.inf, "sqnr_db_worst": 20.0})
     assert "median equal, worst 20 dB" in "".join(terminal.spreads(Report("b", (equal,))))
+
+
+def test_the_class_that_verdicts_hold_for_is_named() -> None:
+    found = [replace(judged("int8", target), processor="avx512-vnni") for target in RUNS]
+    assert terminal.conditions(Report("bundle", tuple(found))).endswith(" · on avx512-vnni")
+    moved = replace(found[0], processor="avx2\x1b[2J\n")
+    told = terminal.conditions(Report("bundle", (*found, moved)))
+    assert " · on avx512-vnni and avx2" in told
+    assert "\n" not in told
+    assert "\x1b" not in told
+    assert " on " not in terminal.conditions(Report("bundle", (judged("int8", "ort"),)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -15,7 +15,8 @@ from deploykit import heap, registry, telemetry
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import BadInputError, InternalError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.optional import COMPONENTS, Component
-from deploykit.runtime.backends import onnx_contents, settings
+from deploykit.runtime.backends import onnx_contents, onnx_products, settings
+from deploykit.runtime.backends.contents import Product
 from deploykit.verdict import Executed, Ran
 
 Tensor = NDArray[Any]
@@ -185,6 +186,14 @@ class Backend(ABC):
             BadInputError: The file is damaged.
         """
         return onnx_contents.held(Path(model)) if model.endswith(".onnx") else ""
+
+    def products(self, model: str) -> Iterator[Product]:
+        """Yield a file's layers that multiply data in 8 bits by constant weights of int8; none where it can't be told.
+
+        Raises:
+            BadInputError: The file is damaged.
+        """
+        return onnx_products.products(model) if model.endswith(".onnx") else iter(())
 
     def place(self, config: RunConfig) -> str:
         """Return what this machine has for the device of `config`: no verdict is carried over from other things."""

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploykit.verdict import GRADES
 
 FULL: Final = "f32"
@@ -43,6 +46,25 @@ class Operation:
     multiplies: bool = False
     integer: bool = False
     moves: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer that multiplies data in 8 bits by constant weights of int8.
+
+    Attributes:
+        name: Of the layer, or of its output.
+        codes: int8 weights.
+        out_axis: Of channels going out.
+        in_axis: Of channels coming in; of one group where there are several.
+        group: How many groups of channels are multiplied by themselves.
+    """
+
+    name: str
+    codes: NDArray[np.int8]
+    out_axis: int
+    in_axis: int
+    group: int = 1
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _PRODUCTS: Final = _INTEGER_PRODUCTS | {
     *("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"),
     *("FusedConv", "NhwcFusedConv", "FusedMatMul", "FusedGemm", "MatMulNBits", "Attention", "GroupQueryAttention"),
 }
-_MOVES: Final = frozenset(
+MOVES: Final = frozenset(
     {
         "DequantizeLinear",
         "Identity",
@@ -121,7 +121,7 @@ def _operation(node: _Node, types: Mapping[str, int]) -> Operation:
         grade=_GRADES.get(into, FULL),
         multiplies=kind in _PRODUCTS,
         integer=kind in _INTEGER_PRODUCTS,
-        moves=kind in _MOVES,
+        moves=kind in MOVES,
     )
 
 

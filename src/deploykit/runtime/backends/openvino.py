@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from deploykit.artifact import Axis, RunConfig, TensorSpec
 from deploykit.errors import BadInputError, DeploykitError, MissingComponentError, UnsupportedError, UsageError
 from deploykit.runtime.backends import openvino_contents
 from deploykit.runtime.backends.base import Backend, Session, Tensor
+from deploykit.runtime.backends.contents import Product
 from deploykit.runtime.backends.external_data import checked_model
 from deploykit.runtime.backends.settings import COUNT
 from deploykit.verdict import Executed, Ran
@@ -139,6 +140,16 @@ class OpenVinoBackend(Backend):
         path = checked_model(model)
         try:
             return openvino_contents.held(_core().read_model(str(path)))
+        except RuntimeError as error:
+            raise _unreadable(path, error) from error
+
+    def products(self, model: str) -> Iterator[Product]:
+        """Yield a file's layers that multiply data in 8 bits by constant weights of int8."""
+        if not model.endswith(".xml"):
+            return super().products(model)
+        path = checked_model(model)
+        try:
+            return iter(tuple(openvino_contents.products(_core().read_model(str(path)))))
         except RuntimeError as error:
             raise _unreadable(path, error) from error
 

@@ -105,6 +105,7 @@ def _judgement(each: Judgement, names: Mapping[str, str]) -> dict[str, Any]:
     ran = each.ran
     where = [] if ran is None else [ran.backend, ran.version, ran.device, ran.precision]
     where += [f"{ran.threads} threads"] if ran is not None and ran.threads else []
+    where += [each.processor] if each.processor else []
     return {
         "title": f"{names[each.artifact]}, {terminal.run_text(each)}",
         "mark": _mark(each),

@@ -128,7 +128,7 @@ def _narrow(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def conditions(report: Report) -> str:
-    """Return what the numbers of a report rest on: images, rounds, threads."""
+    """Return what the numbers of a report rest on: images, rounds, threads, the class of the processor."""
     images = max((int(judgement.metrics.get("images", 0)) for judgement in report.judgements), default=0)
     golden = max((gate.n for judgement in report.judgements for gate in judgement.gates[:1]), default=0)
     words = [f"{golden} golden inputs"] if golden else []
@@ -136,7 +136,13 @@ def conditions(report: Report) -> str:
     if report.timings:
         timing = report.timings[-1]
         words.append(f"batch {timing.batch}, {timing.run.threads} threads, n≥{min(t.n for t in report.timings):,}")
+    words += [f"on {' and '.join(classes)}"] if (classes := processors_of(report)) else []
     return " · ".join(words)
+
+
+def processors_of(report: Report) -> tuple[str, ...]:
+    """Return the classes of processors that its verdicts hold for, each once."""
+    return tuple(dict.fromkeys(one_line(one.processor) for one in report.judgements if one.processor))
 
 
 def timing_table(report: Report) -> Table:

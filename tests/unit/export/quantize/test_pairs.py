@@ -17,10 +17,11 @@ from tests.unit.export.quantize.test_stage import PLACEMENTS, options, quantized
 from deploykit.artifact import EXACT, RunConfig
 from deploykit.export import onnx_files
 from deploykit.export.quantize.emit import round_weights
-from deploykit.export.quantize.pairs import MOST_PAIR, fitted, largest_pairs
+from deploykit.export.quantize.pairs import fitted
 from deploykit.export.rewrites.linears import Linear, linear_of
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.pairs import MOST_PAIR, largest_pairs
 
 RNG = np.random.default_rng(3)
 

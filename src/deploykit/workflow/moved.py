@@ -1,0 +1,48 @@
+"""Moved: what is told where a bundle is judged on another class of processors than its own record was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from deploykit import texts
+from deploykit.manifest import Manifest
+from deploykit.runtime import processors
+from deploykit.runtime.backends.base import CPU
+from deploykit.verdict import Judgement, Verdict
+
+#: What a verdict was, and what it is.
+_WAS: Final = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.INCONCLUSIVE: "was inconclusive"}
+_IS: Final = {Verdict.PASS: "passes", Verdict.FAIL: "fails", Verdict.INCONCLUSIVE: "is inconclusive"}
+
+
+def class_on_record(judgement: Judgement, manifest: Manifest) -> str:
+    """Return the class of processors that a recorded verdict holds for; "" where it ran on none.
+
+    Judgements of before classes were recorded belong to the machine on which the bundle was made.
+    """
+    if judgement.processor is not None:
+        return texts.one_line(judgement.processor)
+    ran_here = judgement.ran is not None and judgement.run.device == CPU
+    return processors.class_of(manifest.machine).name if ran_here else ""
+
+
+def notes(manifest: Manifest, found: Sequence[Judgement]) -> Iterator[str]:
+    """Yield a line for each other class that a bundle's record is of, with the verdicts that differ now.
+
+    Args:
+        manifest: With the record.
+        found: Judged now.
+    """
+    now = {(one.artifact, one.run.label): one for one in found if one.processor}
+    moved: dict[tuple[str, str], list[str]] = {}
+    for before in manifest.judgements:
+        after, known = now.get((before.artifact, before.run.label)), class_on_record(before, manifest)
+        if after is None or not known or not after.processor or known == after.processor:
+            continue
+        differing = moved.setdefault((known, after.processor), [])
+        if after.verdict is not before.verdict and before.verdict in _WAS and after.verdict in _IS:
+            name = f"{after.artifact} ({texts.one_line(after.run.label)})"
+            differing.append(f"{name} {_WAS[before.verdict]} there and {_IS[after.verdict]} here")
+    for (there, here), differing in moved.items():
+        yield f"judged on {there} before, on {here} here: {'; '.join(differing) or 'the verdicts are the same'}"
