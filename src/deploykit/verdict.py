@@ -9,6 +9,7 @@ from typing import Final
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import Hint, UnsupportedError, worst_exit_code
+from deploykit.recommendation import Recommendation
 from deploykit.serde import LATER
 
 #: The code of a verdict that could not be reached.
@@ -374,6 +375,7 @@ class Report:
         repairs: What was done so that artifacts pass.
         refused: What was asked for and can't be made.
         notes: What one has to know to read it.
+        recommendation: Which of several artifacts to ship; None where there is no choice.
     """
 
     subject: str
@@ -384,6 +386,7 @@ class Report:
     repairs: tuple[Repair, ...] = ()
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    recommendation: Recommendation | None = None
 
     @property
     def verdict(self) -> Verdict:

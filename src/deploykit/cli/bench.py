@@ -103,6 +103,7 @@ def bench(
             console.print(terminal.gpu_table(report))
         for line in terminal.complaints(report):
             console.print(line, markup=False)
+        render.print_shipping(report)
         console.print(f"{options.rounds} rounds, {options.threads} threads", markup=False)
     raise typer.Exit(report.exit_code(strict=False))
 

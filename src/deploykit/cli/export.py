@@ -295,6 +295,7 @@ def _print_result(exported: Exported, *, verified: bool) -> None:
         console.print(fewer)
         for line in gains.notes(bundle.manifest):
             console.print(line, markup=False)
+    render.print_shipping(report)
     console.print(f"bundle  {bundle.root}", markup=False)
     console.print(f"next    deploykit verify {bundle.root}", markup=False)
     if verified:

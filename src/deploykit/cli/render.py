@@ -88,6 +88,14 @@ def print_report(report: Report, sizes: dict[str, int], *, details: bool = True)
                 console.print(line, markup=False)
 
 
+def print_shipping(report: Report) -> None:
+    """Print which artifact to ship, and why none of the others."""
+    from deploykit.runtime.report import terminal
+
+    for line in terminal.shipping(report):
+        out().print(line, markup=False)
+
+
 class Stages:
     """Shows the stages of a plan as they run: a bar for the running one, a line for each finished one."""
 

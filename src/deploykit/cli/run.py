@@ -97,7 +97,8 @@ def _predict(
         write(out, predictions)
     if as_json:
         records = [prediction.record() for prediction in predictions]
-        render.print_json({"artifact": str(taken.path), "run": taken.run.label, "images": records})
+        chosen_as = {"artifact": str(taken.path), "run": taken.run.label, "reason": taken.reason}
+        render.print_json({**chosen_as, "images": records})
         return
     console = render.out()
     for prediction in predictions:

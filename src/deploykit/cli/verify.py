@@ -122,6 +122,7 @@ def verify(
         known = target.is_dir() or (reference is None and (root / FILE).is_file())
         artifacts = Bundle.open(root).manifest.artifacts if known else ()
         render.print_report(report, {artifact.name: artifact.bytes for artifact in artifacts})
+        render.print_shipping(report)
         render.out().print(terminal.summary(report), markup=False)
         if html is not None:
             render.out().print(f"wrote   {html}", markup=False)

@@ -12,10 +12,12 @@ from deploykit.bundle import load_tensors
 from deploykit.errors import DeploykitError, Hint, MissingComponentError, UnsupportedError
 from deploykit.manifest import Manifest
 from deploykit.models.original import FORMS, Original, SourceOptions
+from deploykit.runtime import choice
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
 from deploykit.runtime.latency import BenchOptions, Candidate, ceiling_gate, measure, speed_gate
 from deploykit.verdict import Report, Timing
+from deploykit.workflow import moved
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.opened import open_bundle, original_of
 
@@ -113,7 +115,11 @@ def bench(
     reason = refused.message if refused is not None else _lacking(original)
     without = [f"{ORIGINAL}: not timed: {reason}"] if reason else []
     return Report(
-        str(opened.root), timings=timings, latency=tuple(gates), untimed=(*untimed(asked), *refusals, *without)
+        str(opened.root),
+        timings=timings,
+        latency=tuple(gates),
+        untimed=(*untimed(asked), *refusals, *without),
+        recommendation=choice.recommend(moved.grounds(manifest, timings=timings)),
     )
 
 

@@ -31,9 +31,11 @@ from deploykit.export.target import get_target, target_names
 from deploykit.locks import locked
 from deploykit.models import sources
 from deploykit.models.original import Original
+from deploykit.runtime import choice
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Report
+from deploykit.workflow import moved
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
 from deploykit.workflow.classes import named
@@ -220,6 +222,7 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
         repairs=manifest.repairs or (),
         refused=manifest.refused or (),
         notes=manifest.notes,
+        recommendation=choice.recommend(moved.grounds(manifest)) if options.bench else None,
     )
 
 

@@ -9,7 +9,8 @@ from deploykit import texts
 from deploykit.manifest import Manifest
 from deploykit.runtime import processors
 from deploykit.runtime.backends.base import CPU
-from deploykit.verdict import Judgement, Verdict
+from deploykit.runtime.choice import Grounds
+from deploykit.verdict import Judgement, Timing, Verdict
 
 #: What a verdict was, and what it is.
 _WAS: Final = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.INCONCLUSIVE: "was inconclusive"}
@@ -25,6 +26,34 @@ def class_on_record(judgement: Judgement, manifest: Manifest) -> str:
         return texts.one_line(judgement.processor)
     ran_here = judgement.ran is not None and judgement.run.device == CPU
     return processors.class_of(manifest.machine).name if ran_here else ""
+
+
+def grounds(
+    manifest: Manifest,
+    *,
+    judgements: Sequence[Judgement] | None = None,
+    timings: Sequence[Timing] | None = None,
+) -> Grounds:
+    """Return what a choice between a bundle's artifacts rests on.
+
+    Args:
+        manifest: With the record.
+        judgements: Found now, on this machine; None takes those on record.
+        timings: Measured now, on this machine; None takes those on record.
+    """
+    artifacts = {artifact.name for artifact in manifest.artifacts}
+    found = manifest.judgements if judgements is None else judgements
+    verdicts = [one for one in found if one.artifact in artifacts]
+    classes = dict.fromkeys(filter(None, (class_on_record(one, manifest) for one in verdicts)))
+    here = processors.here().name
+    made = processors.class_of(manifest.machine).name
+    return Grounds(
+        judgements=verdicts,
+        timings=manifest.timings if timings is None else timings,
+        processor=here,
+        judged_on=tuple(classes),
+        timed_on=made if timings is None else here,
+    )
 
 
 def notes(manifest: Manifest, found: Sequence[Judgement]) -> Iterator[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit import manifest as manifests
 from deploykit import paths
-from deploykit.artifact import Artifact, RunConfig
+from deploykit.artifact import RunConfig
 from deploykit.bundle import Bundle
 from deploykit.errors import Hint, MissingComponentError, UsageError
 from deploykit.manifest import Manifest
+from deploykit.recommendation import Recommendation
+from deploykit.runtime import choice
 from deploykit.runtime.backends.base import backend_for, backend_names, get_backend
-from deploykit.verdict import Judgement, Verdict
+from deploykit.runtime.choice import Grounds, Option
+from deploykit.verdict import Judgement
+from deploykit.workflow import moved
 from deploykit.workflow.opened import check_artifact, read_bundle
 
 
@@ -53,36 +55,34 @@ def chosen(target: Path) -> Chosen:
 
 def _of_bundle(bundle: Bundle) -> Chosen:
     manifest = bundle.manifest
-    passed = sorted(_passed(manifest), key=lambda one: one[0])
+    artifacts = {artifact.name: artifact for artifact in manifest.artifacts}
+    grounds = moved.grounds(manifest)
+    passed = choice.passed(grounds)
     if not passed:
         raise UsageError(
             f"no artifact of {bundle.root} has passed: {_verdicts(manifest)}",
             *(Hint(str(bundle.root / artifact.main.path), artifact.name) for artifact in manifest.artifacts),
         )
-    here = [one for one in passed if not get_backend(one[2].backend).unavailable(one[2])]
+    here = choice.passed(grounds, lambda run: not get_backend(run.backend).unavailable(run))
     if not here:
-        reasons = dict.fromkeys(get_backend(run.backend).unavailable(run) for _, _, run in passed)
+        reasons = dict.fromkeys(get_backend(option.run.backend).unavailable(option.run) for option in passed)
         raise MissingComponentError(
             f"no artifact of {bundle.root} that passed can run here: {'; '.join(reasons)}", Hint("deploykit doctor")
         )
-    median, artifact, run = here[0]
+    artifact = artifacts[here[0].artifact]
     check_artifact(bundle.root, artifact)
-    rank = "the first" if math.isinf(median) else "the fastest"
-    reason = f"{rank} of {len(passed)} that passed" if len(passed) > 1 else "the one that passed"
+    words = [choice.reason_of([here[0], *(option for option in passed if option != here[0])])]
+    words += [elsewhere] if (elsewhere := _elsewhere(grounds, here[0])) else []
     others = [one.name for one in manifest.artifacts if one != artifact]
-    return Chosen(
-        bundle.root / artifact.main.path, run, f"{reason}; beside it: {', '.join(others)}" if others else reason
-    )
+    words += [f"beside it: {', '.join(others)}"] if others else []
+    return Chosen(bundle.root / artifact.main.path, here[0].run, "; ".join(words))
 
 
-def _passed(manifest: Manifest) -> Iterator[tuple[float, Artifact, RunConfig]]:
-    """Yield each way to run an artifact that passed, with its median milliseconds; infinite where it was not timed."""
-    medians = {(one.candidate, replace(one.run, threads=None).label): one.median_ms for one in manifest.timings}
-    artifacts = {artifact.name: artifact for artifact in manifest.artifacts}
-    for judgement in manifest.judgements:
-        if judgement.verdict is Verdict.PASS and judgement.artifact in artifacts:
-            key = judgement.artifact, replace(judgement.run, threads=None).label
-            yield medians.get(key, math.inf), artifacts[judgement.artifact], judgement.run
+def _elsewhere(grounds: Grounds, option: Option) -> str:
+    """Return that a choice rests on what was found on another class of processors, "" where it doesn't."""
+    timed_on = grounds.timed_on if option.timing is not None else ""
+    found = Recommendation(None, None, grounds.processor, grounds.judged_on, timed_on, "", ()).elsewhere
+    return f"{found}: `deploykit verify` and `deploykit bench` tell here" if found else ""
 
 
 def _verdicts(manifest: Manifest) -> str:

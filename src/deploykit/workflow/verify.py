@@ -18,7 +18,7 @@ from deploykit.errors import BadInputError, Hint, MissingComponentError, Unsuppo
 from deploykit.export import probe, reference
 from deploykit.models import sources
 from deploykit.models.original import Original
-from deploykit.runtime import judge, pairs
+from deploykit.runtime import choice, judge, pairs
 from deploykit.runtime.arithmetic import judge_file
 from deploykit.runtime.backends.base import backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
@@ -95,7 +95,8 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
         saturating += _saturating(jobs)
     notes = (*manifest.notes, *moved.notes(manifest, found), *saturating)
-    return Report(str(of or root), tuple(found), notes=notes)
+    advice = choice.recommend(moved.grounds(manifest, judgements=found))
+    return Report(str(of or root), tuple(found), notes=notes, recommendation=advice)
 
 
 def held(bundle: Bundle, file: Path | None) -> tuple[Artifact, ...]:

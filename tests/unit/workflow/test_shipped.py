@@ -12,6 +12,8 @@ from tests.support import FILES, judgement, manifest, record, timing
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import BadInputError, MissingComponentError, UsageError
+from deploykit.manifest import Machine, parse
+from deploykit.runtime import processors
 from deploykit.verdict import Verdict
 from deploykit.workflow.shipped import chosen
 
@@ -103,3 +105,28 @@ def test_of_a_folder_of_bundles_they_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no artifact, but bundles") as caught:
         chosen(tmp_path)
     assert [hint.action for hint in caught.value.hints] == [str(tmp_path / "b")]
+
+
+def test_a_choice_that_was_made_on_another_class_of_processors_is_told(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "b", {"a": PASS, "b": PASS}, {"a": 2.0, "b": 3.0})
+    here = processors.here()
+    made = parse((root / "manifest.json").read_bytes())
+    other = next(one for one in processors.CLASSES if one.machines == processors.X86 and one.name != here.name)
+    for one, told in ((other, f"judged on {other.name} and timed on {other.name}, not on {here.name}"), (here, "")):
+        machine = Machine("Linux 6", one.machines[0] if one.machines else "?", "A CPU", 4, tuple(one.flags), "3.11.7")
+        (root / "manifest.json").write_bytes(dataclasses.replace(made, machine=machine).sealed().to_bytes())
+        found = chosen(root)
+        assert found.reason.startswith("the fastest of 2 that passed; " + (f"{told}: " if told else "beside it: b"))
+    untimed = dataclasses.replace(made, machine=machine, timings=())
+    judgements = tuple(dataclasses.replace(one, processor=other.name) for one in made.judgements)
+    (root / "manifest.json").write_bytes(dataclasses.replace(untimed, judgements=judgements).sealed().to_bytes())
+    assert f"; judged on {other.name}, not on {here.name}: `deploykit verify`" in chosen(root).reason
+
+
+def test_a_busy_machine_does_not_choose(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "b", {"a": PASS, "b": PASS}, {"a": 1.0, "b": 9.0})
+    made = parse((root / "manifest.json").read_bytes())
+    first, second = made.timings
+    timings = (dataclasses.replace(first, doubts=("machine busy: others",)), second)
+    (root / "manifest.json").write_bytes(dataclasses.replace(made, timings=timings).sealed().to_bytes())
+    assert chosen(root).path.name == "b.onnx"

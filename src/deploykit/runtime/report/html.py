@@ -73,6 +73,7 @@ def page(report: Report, extras: Extras) -> str:
         facts=extras.facts,
         rows=list(_rows(report, names, extras.sizes)),
         complaints=list(terminal.complaints(report)),
+        shipping=list(terminal.shipping(report)),
         power=list(terminal.power(report)),
         judgements=[_judgement(each, names) for each in report.judgements],
         pictures=[(each.title, base64.b64encode(each.png).decode("ascii"), each.note) for each in extras.pictures],

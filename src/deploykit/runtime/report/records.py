@@ -21,6 +21,7 @@ def report_record(report: Report) -> dict[str, Any]:
         "timings": to_values(report.timings),
         "latency": to_values(report.latency),
         "notes": list(report.notes),
+        "recommendation": _recommendation(report),
     }
 
 
@@ -38,7 +39,13 @@ def export_record(root: Path, artifacts: Iterable[Artifact], report: Report) -> 
         "timings": to_values(report.timings),
         "repairs": to_values(report.repairs),
         "notes": list(report.notes),
+        "recommendation": _recommendation(report),
     }
+
+
+def _recommendation(report: Report) -> dict[str, Any] | None:
+    found = report.recommendation
+    return None if found is None else {**to_values(found), "elsewhere": found.elsewhere}
 
 
 def _artifact_record(root: Path, artifact: Artifact, report: Report) -> dict[str, Any]:

@@ -316,6 +316,24 @@ def unsure(report: Report) -> Iterator[str]:
             yield f"? {timing.candidate} ({_short_run(timing.run)}): timing is unsure: {'; '.join(found)}"
 
 
+def shipping(report: Report) -> Iterator[str]:
+    """Yield a line that says what to ship, and one for each other artifact: why not that."""
+    found = report.recommendation
+    if found is None:
+        return
+    names = short_names([*([found.artifact] if found.artifact else []), *(one.artifact for one in found.others)])[1]
+    where = found.elsewhere or f"on {found.processor}"
+    if found.artifact is None or found.run is None:
+        yield f"ship    nothing: {found.reason} ({where})"
+        return
+    yield f"ship    {names[found.artifact]} ({_short_run(found.run)}): {found.reason} ({where})"
+    told = {found.artifact}
+    for one in found.others:
+        if one.artifact not in told:
+            told.add(one.artifact)
+            yield f"        {names[one.artifact]} ({_short_run(one.run)}): {one.reason}"
+
+
 def power(report: Report) -> Iterator[str]:
     """Yield a line that says what the gates of each artifact would have caught, where that was measured."""
     _, names = names_of(report)
