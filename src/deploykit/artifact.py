@@ -204,6 +204,7 @@ class Artifact:
         files: Main file first.
         parent: Content hash of the graph it was made from.
         runs: The ways it is judged to run, the recommended one first.
+        processors: Classes of processors that it was made for, of `deploykit.runtime.processors`; None for all.
     """
 
     name: str
@@ -215,9 +216,10 @@ class Artifact:
     files: tuple[FileRecord, ...]
     parent: str
     runs: tuple[RunConfig, ...]
+    processors: tuple[str, ...] | None = field(default=None, metadata=serde.LATER)
 
     def __post_init__(self) -> None:
-        for name in (self.name, self.format, self.precision, self.target):
+        for name in (self.name, self.format, self.precision, self.target, *(self.processors or ())):
             if reason := texts.name_fault(name):
                 raise BadInputError(f"{texts.one_line(name)[:80]!r} is no name: {reason}")
 

@@ -12,6 +12,7 @@ import pytest
 from deploykit.bundle import Bundle
 from deploykit.manifest import Manifest
 from deploykit.runtime.backends.base import get_backend
+from deploykit.runtime.pairs import excess_of
 from deploykit.verdict import Verdict, grade_of
 from tests.e2e.support import run
 
@@ -139,3 +140,24 @@ def test_tables_that_nothing_makes_use_of_or_that_are_not_there_are_refused(tmp_
     assert "plan" not in garbage.err
     both = run(*words, "--calib", "rendered:calib", *out)
     assert (both.code, "exclude one another" in both.err) == (2, True)
+
+
+def test_int8_for_classes_of_processors_is_named_after_them_and_told_in_the_plan(tmp_path: Path) -> None:
+    words = ("export", "tiny-mobilenetv3", "--int8", "--ort", "--no-bench", "--no-verify", "--out", str(tmp_path / "b"))
+    words += ("--calib-size", "40")
+    wrong = run(*words, "--for", "vnnii")
+    assert wrong.code == 2
+    assert "there are: amx, avx512-vnni, avx-vnni" in wrong.err
+    made = run(*words, "--for", "vnni")
+    assert made.code == 0, made.err
+    assert "tiny-mobilenetv3.int8-vnni.ort: weights of the whole range, for amx, avx512-vnni, avx-vnni" in made.err
+    assert "[int8-vnni: ort]" in made.err
+    bundle = Bundle.open(tmp_path / "b")
+    (artifact,) = bundle.manifest.artifacts
+    assert artifact.main.path == "tiny-mobilenetv3.int8-vnni.onnx"
+    assert artifact.processors == ("amx", "avx512-vnni", "avx-vnni")
+    assert excess_of("onnxruntime", str(bundle.root / artifact.main.path)).over > 0
+    assert run(*words).code == 0
+    safe = Bundle.open(tmp_path / "b").manifest.artifacts[0]
+    assert (safe.main.path, safe.processors) == ("tiny-mobilenetv3.int8.onnx", None)
+    assert excess_of("onnxruntime", str(tmp_path / "b" / safe.main.path)).over == 0

@@ -28,6 +28,7 @@ EXAMPLES = (
     "deploykit export tiny-convnext --opset 17 --ort",
     "deploykit export tiny-mobilenetv3 --int8 --fp16 --ort --openvino",
     "deploykit export convnext_tiny --weights last.pth.tar --int8 --openvino --calib photos/",
+    "deploykit export tiny-mobilenetv3 --int8 --ort --for vnni",
     "deploykit export tiny-dinov2 --int8-weights --ort --openvino",
     "deploykit export tiny-convnext --fp16 --trt-rtx",
     "deploykit export tiny-convnext --int8 --trt-rtx --dynamic batch --profile batch=1,8,32 --sm 86,89,120",
@@ -84,6 +85,14 @@ def export(
     sm: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="GPUs to build engines for, as 75,86,89; else all that can run it."),
+    ] = None,
+    processors: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="CLASS,CLASS",
+            help="Processors that int8 is for, as vnni or avx512-vnni,neon; else it is right on every one.",
+        ),
     ] = None,
     opset: Annotated[
         int | None,
@@ -171,6 +180,7 @@ def export(
         dynamic=tuple(dynamic or ()),
         profile=tuple(profile or ()),
         sm=_capabilities(sm),
+        processors=_words(processors),
         opset=opset,
         data=str(data) if data else None,
         eval_size=eval_size,
@@ -249,6 +259,11 @@ def _capabilities(text: str | None) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
+def _words(text: str | None) -> tuple[str, ...]:
+    """Read "vnni,neon", each once."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(","))) if text is not None else ()
+
+
 def _print_plan(preview: Preview) -> None:
     from deploykit.cli import render
 
@@ -261,7 +276,7 @@ def _print_plan(preview: Preview) -> None:
     )
     by_precision: dict[str, list[str]] = {}
     for cell in preview.cells:
-        by_precision.setdefault(cell.precision, []).append(cell.target)
+        by_precision.setdefault(cell.kind, []).append(cell.target)
     cells = ", ".join(f"{precision}: {', '.join(targets)}" for precision, targets in by_precision.items())
     nodes = preview.plan.nodes
     graphs = [node.stage.name for node in nodes if node.stage.makes == "graph"]

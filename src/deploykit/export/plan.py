@@ -43,10 +43,23 @@ CALIBRATION, RANGES = probe.CALIBRATION, "ranges"
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One precision for one target."""
+    """One precision for one target, for all classes of processors or for some.
+
+    Attributes:
+        precision: Such as "int8".
+        target: Such as "ort".
+        processors: Classes, or groups of them, whose sums of products have 32 bits: weights of 8 bits have their whole range.
+            None: they fit pairs of 16 bits, so that it is right everywhere.
+    """
 
     precision: str
     target: str
+    processors: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What it is called by: "int8", "int8-vnni"."""
+        return "-".join([self.precision, *self.processors])
 
     @classmethod
     def parse(cls, text: str) -> Cell:
@@ -338,7 +351,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
 
 def quantize_id(cell: Cell) -> str:
     """Return the id of the node that quantizes a cell's graph."""
-    return f"quantize-{cell.precision}-{cell.target}"
+    return f"quantize-{cell.kind}-{cell.target}"
 
 
 def hub_of(plan: Plan) -> str:
@@ -385,6 +398,7 @@ def _bfloat16(setting: Setting, cell: Cell, target: Target) -> Chain:
 def _quantized(setting: Setting, cell: Cell, target: Target) -> Chain:
     """Smooth where that pays, the family has strengths to try and there are images to try them on, then quantize."""
     placement = target.placements[cell.precision]
+    placement = replace(placement, pairs=placement.pairs and not cell.processors)
     measured, recipe = _ranges(setting), setting.family.int8
     nodes, graph = list(measured), setting.hub
     if cell.precision in SMOOTHED and recipe.strengths and setting.request.calibration is not None:
@@ -485,12 +499,12 @@ FIRST: Mapping[str, Callable[[Family, Request], Node]] = {"module": _traced, "di
 
 def stem_of(original: Original, cell: Cell) -> str:
     """Return the stem of an artifact's files; the target's endings follow it."""
-    return f"{original.id}.{cell.precision}"
+    return f"{original.id}.{cell.kind}"
 
 
 def artifact_name(original: Original, cell: Cell) -> str:
     """Return the name of a cell's artifact: model, precision and target."""
-    return f"{original.id}.{cell.precision}.{cell.target}"
+    return f"{original.id}.{cell.kind}.{cell.target}"
 
 
 def _images_node(name: str, request: ImagesRequest, original: Original) -> Node:

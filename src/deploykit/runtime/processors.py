@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import Final
 
+from deploykit.errors import UsageError
 from deploykit.manifest import Machine
 
 #: What operating systems call the instruction sets.
@@ -89,6 +90,30 @@ CLASSES: Final = (
 )
 
 
+#: Classes that go by one name.
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "vnni": ("amx", "avx512-vnni", "avx-vnni"),
+    "arm": ("i8mm", "dotprod", "neon-fp16", "neon"),
+    "wasm": ("wasm-simd", "wasm-relaxed-simd"),
+}
+
+
+def named(words: Iterable[str]) -> tuple[Processor, ...]:
+    """Return the classes of these names, or of these groups' names, each once.
+
+    Raises:
+        UsageError: There is none of a name.
+    """
+    known = {one.name: one for one in CLASSES}
+    found: list[str] = []
+    for word in words:
+        if word not in known and word not in GROUPS:
+            groups = ", ".join(f"{name} ({', '.join(inside)})" for name, inside in GROUPS.items())
+            raise UsageError(f"{word[:80]!r} is no class of processors; there are: {', '.join(known)}; and {groups}")
+        found += GROUPS.get(word, (word,))
+    return tuple(known[name] for name in dict.fromkeys(found))
+
+
 def class_of(machine: Machine) -> Processor:
     """Return the class of a machine's processor."""
     return next(one for one in CLASSES if one.is_of(machine.arch, machine.flags))
@@ -98,6 +123,19 @@ def class_of(machine: Machine) -> Processor:
 def here() -> Processor:
     """Return the class of this machine's processor."""
     return class_of(Machine.here())
+
+
+def excluded(names: Collection[str], backend: str) -> str:
+    """Return why something that is made for some classes can't be held to its word on this one; "" where it can.
+
+    Args:
+        names: Of the classes; none for all.
+        backend: Name of the backend that runs it: where that adds in 32 bits, it computes the same on every class.
+    """
+    processor = here()
+    if not names or processor.name in names or processor.sums_in(backend) is Sums.EXACT:
+        return ""
+    return f"made for {', '.join(names)}: on {processor.name}, which this processor is, its products may saturate"
 
 
 def unsafe(backends: Iterable[str]) -> tuple[Processor, ...]:

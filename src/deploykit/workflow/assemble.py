@@ -23,7 +23,7 @@ from deploykit.export.stage import TENSORS, Item, Plan
 from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
 from deploykit.models.original import Original
-from deploykit.runtime import power
+from deploykit.runtime import power, processors
 from deploykit.runtime.golden import HUB, ORIGINAL
 from deploykit.runtime.rollout import FURTHER
 from deploykit.verdict import Refusal, Repair
@@ -91,6 +91,7 @@ class Assembly:
                 files=self.artifact_files(self.items[name], stem, target),
                 parent=self.items[parents[name]].digest,
                 runs=target.runs[cell.precision],
+                processors=tuple(one.name for one in processors.named(cell.processors)) or None,
             )
 
     def artifact_files(self, item: Item, stem: str, target: Target) -> tuple[FileRecord, ...]:

@@ -13,7 +13,7 @@ from deploykit.export.target import Target
 from deploykit.manifest import Machine
 from deploykit.models.family import Family
 from deploykit.models.original import Original
-from deploykit.runtime import power
+from deploykit.runtime import power, processors
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.golden import HUB, ORIGINAL
 from deploykit.workflow import measure
@@ -135,6 +135,7 @@ class Draft:
                 preprocess=self.original.preprocess,
                 machine=machine,
                 place=get_backend(run.backend).place(run),
+                away=processors.excluded([one.name for one in processors.named(cell.processors)], run.backend),
             )
             stage = measure.judge_stage(run, with_images=request.evaluation is not None)
             yield Node(judge_id(name, run.label), stage, options, inputs)

@@ -35,7 +35,7 @@ from deploykit.runtime import choice
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import Candidate
 from deploykit.verdict import Report
-from deploykit.workflow import moved
+from deploykit.workflow import made_for, moved
 from deploykit.workflow.assemble import Story, assemble
 from deploykit.workflow.bench import untimed
 from deploykit.workflow.classes import named
@@ -122,6 +122,7 @@ def _notes(draft: Draft) -> Iterator[str]:
     yield from draft.original.notes or ()
     if calibration is not None and calibration.note:
         yield calibration.note
+    yield from made_for.notes(draft)
     if draft.request.table is not None and draft.family.int8.strengths and _precisions(options) & plan.SMOOTHED:
         yield "a table has no images to choose SmoothQuant's strength by: it is off"
 
@@ -133,7 +134,7 @@ def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
         UsageError: Nothing that is asked for can be deferred.
         MissingComponentError: The device is not here, and it wasn't asked to defer.
     """
-    cells = tuple(dict.fromkeys(plan.Cell.parse(cell) for cell in options.cells))
+    cells = made_for.cells_for(dict.fromkeys(map(plan.Cell.parse, options.cells)), options.processors)
     known = {name: get_target(name) for name in target_names()}
     deferred = {cell: known[cell.target].deferred for cell in cells if cell.target in known}
     if options.defer:
@@ -380,6 +381,7 @@ def _command(model: str, options: ExportOptions) -> str:
     words += [f"--dynamic {shlex.quote(axis)}" for axis in options.dynamic]
     words += [f"--profile {shlex.quote(profile)}" for profile in options.profile]
     words += [f"--sm {','.join(map(str, options.sm))}"] if options.sm else []
+    words += [f"--for {','.join(options.processors)}"] if options.processors else []
     words += [f"--opset {options.opset}"] if options.opset is not None else []
     words += [f"--data {shlex.quote(options.data)}"] if options.data else []
     words += [f"--calib {shlex.quote(options.calib)}"] if options.calib else []

@@ -49,6 +49,7 @@ class JudgeOptions:
         preprocess: How crops become inputs; None where the original takes no images.
         machine: Where: a verdict is not carried from one machine to another.
         place: What that machine has for the run's device.
+        away: Why it isn't judged on this machine; "" where it is.
     """
 
     artifact: str
@@ -60,9 +61,12 @@ class JudgeOptions:
     preprocess: Preprocess | None
     machine: Machine
     place: str
+    away: str = ""
 
 
 def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts:
+    if options.away:
+        return _write(judge.not_run(options.artifact, options.run, options.away), workspace)
     references = {name: load_outputs(inputs[name].path(TENSORS)) for name in (ORIGINAL, HUB)}
     evaluation = None
     if "images" in inputs and options.preprocess is not None:
@@ -80,6 +84,10 @@ def _judge(inputs: Inputs, options: JudgeOptions, workspace: Workspace) -> Facts
     )
     path = inputs["artifact"].path(options.file)
     found = judge_file(options.artifact, path, options.run, brief, workspace.progress)
+    return _write(found, workspace)
+
+
+def _write(found: Judgement, workspace: Workspace) -> Facts:
     (workspace.folder / JUDGEMENT).write_text(json.dumps(serde.to_json(found)), encoding="utf-8")
     return {"verdict": found.verdict.value}
 

@@ -35,6 +35,8 @@ class ExportOptions:
         profile: Least, usual and largest size of an open axis, as "batch=1,8,32", for targets that are tuned for a range; an
             axis that is named again has a further part, tuned for by itself.
         sm: Compute capabilities of the GPUs to build for, as 86 for 8.6; empty for all that the precision runs on.
+        processors: Classes of processors, or groups such as "vnni", that int8 artifacts are for: where all of them add
+            products in 32 bits, weights have their whole range. Empty for all: then they are right everywhere.
         opset: ONNX operator set of the graph that all are made from, for runtimes that take none newer; None is the family's.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
@@ -62,6 +64,7 @@ class ExportOptions:
     dynamic: tuple[str, ...] = ()
     profile: tuple[str, ...] = ()
     sm: tuple[int, ...] = ()
+    processors: tuple[str, ...] = ()
     opset: int | None = None
     data: str | None = None
     eval_size: int = EVALUATION_COUNT

@@ -18,9 +18,9 @@ from deploykit.errors import BadInputError, Hint, MissingComponentError, Unsuppo
 from deploykit.export import probe, reference
 from deploykit.models import sources
 from deploykit.models.original import Original
-from deploykit.runtime import choice, judge, pairs
+from deploykit.runtime import choice, judge, pairs, processors
 from deploykit.runtime.arithmetic import judge_file
-from deploykit.runtime.backends.base import backend_for, get_backend
+from deploykit.runtime.backends.base import CPU, backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.claims import Claims, precision_fault
 from deploykit.runtime.drift import Answers
@@ -90,7 +90,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         fault = precision_fault(artifact.precision, grade, "its manifest")
         claims = Claims("its manifest", manifest.labels, manifest.preprocess, (fault,) if fault else ())
         own = replace(brief, precision=artifact.precision, claims=claims)
-        judged = _judgements(jobs, own, progress, strict=options.device is None)
+        judged = _judgements(jobs, own, progress, strict=options.device is None, made_for=artifact.processors or ())
         family, precision = manifest.source.family, artifact.precision
         found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
         saturating += _saturating(jobs)
@@ -148,15 +148,26 @@ def golden_of(bundle: Bundle) -> Golden:
 
 
 def _judgements(
-    jobs: list[tuple[str, RunConfig, Path]], brief: judge.Brief, progress: Progress | None, *, strict: bool = True
+    jobs: list[tuple[str, RunConfig, Path]],
+    brief: judge.Brief,
+    progress: Progress | None,
+    *,
+    strict: bool = True,
+    made_for: Sequence[str] = (),
 ) -> Iterator[Judgement]:
-    """Judge each; where not `strict`, one that its runtime refuses on the device that was named for all is not run."""
+    """Judge each; where not `strict`, one that its runtime refuses on the device that was named for all is not run.
+
+    Nor is one that was made for other classes of processors than this one.
+    """
     for name, run, path in jobs:
 
         def tell(done: int, total: int, name: str = name) -> None:
             if progress is not None:
                 progress(name, done, total)
 
+        if run.device == CPU and (away := processors.excluded(made_for, run.backend)):
+            yield judge.not_run(name, run, texts.one_line(away))
+            continue
         try:
             yield judge_file(name, path, run, brief, tell)
         except UnsupportedError as error:
