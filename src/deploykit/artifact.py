@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from deploykit import serde, texts
+from deploykit import paths, serde, texts
 from deploykit.errors import BadInputError
 
 HASH_BLOCK = 1 << 20
@@ -104,8 +104,8 @@ class FileRecord:
             BadInputError: Missing, outside `root`, or not the bytes that were recorded.
         """
         path = root / self.path
-        if not path.is_file():
-            raise BadInputError(f"{path} is missing")
+        if reason := paths.missing(path):
+            raise BadInputError(f"{paths.shown(path)} {reason}")
         if not path.resolve().is_relative_to(root.resolve()):
             raise BadInputError(f"{path} leads outside {root}")
         size = path.stat().st_size

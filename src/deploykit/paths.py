@@ -30,6 +30,12 @@ def fault(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else "is no regular file"
 
 
+def missing(path: Path) -> str:
+    """Return "is missing", or why it can't be told, of a path that some file of others names; "" where a file lies there."""
+    reason = fault(path)
+    return reason if not reason or reason.startswith("can't") else "is missing"
+
+
 def shown(path: Path | str) -> str:
     """Return a path as messages tell it: in characters that any terminal takes, the middle of a long one left out."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -143,8 +143,8 @@ def test_tables_that_nothing_makes_use_of_or_that_are_not_there_are_refused(tmp_
 
 
 def test_int8_for_classes_of_processors_is_named_after_them_and_told_in_the_plan(tmp_path: Path) -> None:
-    words = ("export", "tiny-mobilenetv3", "--int8", "--ort", "--no-bench", "--no-verify", "--out", str(tmp_path / "b"))
-    words += ("--calib-size", "40")
+    words = [*("export", "tiny-mobilenetv3", "--int8", "--ort", "--no-bench", "--no-verify"), "--calib-size", "40"]
+    words += ["--out", str(tmp_path / "b")]
     wrong = run(*words, "--for", "vnnii")
     assert wrong.code == 2
     assert "there are: amx, avx512-vnni, avx-vnni" in wrong.err

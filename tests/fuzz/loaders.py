@@ -160,6 +160,15 @@ def _opened(backend: str) -> Callable[[Path], None]:
     return load
 
 
+def _products(backend: str) -> Callable[[Path], None]:
+    def load(path: Path) -> None:
+        from deploykit.runtime.pairs import note
+
+        note("net", (backend,), str(path))
+
+    return load
+
+
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +322,8 @@ LOADERS: Final[tuple[Loader, ...]] = (
     Loader("onnxruntime", seeds.graphs, _opened("onnxruntime")),
     Loader("openvino", seeds.graphs, _opened("openvino")),
     Loader("openvino-ir", seeds.representations, _opened("openvino")),
+    Loader("products", seeds.rounded, _products("onnxruntime"), light=True),
+    Loader("products-ir", seeds.rounded_representations, _products("openvino")),
     Loader("image", seeds.pictures, _picture),
     Loader("listing", seeds.listings, _listing, light=True),
     Loader("labels", seeds.class_names, _labels, light=True),

@@ -29,6 +29,7 @@ from deploykit.runtime import frames
 from deploykit.runtime.backends.tensorrt_library import FLAVOURS
 from deploykit.runtime.backends.tensorrt_record import BuildOrder, record_path
 from deploykit.runtime.rollout import Rollout, Sized, save_sized
+from deploykit.runtime.saturation import FILE as PROBE
 from deploykit.verdict import Executed
 from tests.support import FILES, RECIPE, manifest, record
 
@@ -220,15 +221,43 @@ def graphs() -> tuple[Files, ...]:
 
 
 @cache
+def rounded() -> tuple[Files, ...]:
+    """Return an ONNX file of layers in 8 bits, the same with weights beside it, and with weights written one by one."""
+    model = onnx.load(PROBE)
+    apart, listed = onnx.load(PROBE), onnx.load(PROBE)
+    for tensor in listed.graph.initializer:
+        if tensor.data_type == TensorProto.INT8:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(
+                onnx.helper.make_tensor(tensor.name, TensorProto.INT8, values.shape, values.ravel().tolist())
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        onnx.save(apart, path, save_as_external_data=True, location="w.bin", size_threshold=256)
+        beside = {"net.onnx": path.read_bytes(), "w.bin": (Path(folder) / "w.bin").read_bytes()}
+    return {"net.onnx": model.SerializeToString()}, beside, {"net.onnx": listed.SerializeToString()}
+
+
+@cache
+def rounded_representations() -> tuple[Files, ...]:
+    """Return the layers in 8 bits as OpenVINO IR."""
+    return (_representation(rounded()[0]["net.onnx"]),)
+
+
+@cache
 def representations() -> tuple[Files, ...]:
     """Return a classifier as OpenVINO IR."""
+    return (_representation(graphs()[0]["net.onnx"]),)
+
+
+def _representation(graph: bytes) -> Files:
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "net.onnx", Path(folder) / "net.xml"
-        source.write_bytes(graphs()[0]["net.onnx"])
+        source.write_bytes(graph)
         openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=False)
-        return ({"net.xml": target.read_bytes(), "net.bin": target.with_suffix(".bin").read_bytes()},)
+        return {"net.xml": target.read_bytes(), "net.bin": target.with_suffix(".bin").read_bytes()}
 
 
 def pictures() -> tuple[Files, ...]:

@@ -110,6 +110,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         record("a.bin").check(tmp_path)
 
 
+def test_a_name_that_no_folder_can_hold_is_told(tmp_path: Path) -> None:
+    """200 characters are a name; in UTF-8 they are more bytes than a file system takes."""
+    record = FileRecord("\u2603" * 200, 1, "0" * 64)
+    with pytest.raises(BadInputError, match="can't be read: File name too long"):
+        record.check(tmp_path)
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.bin").mkdir()
     with pytest.raises(BadInputError, match="is missing"):

@@ -209,9 +209,9 @@ def _json(path: Path, text: str) -> object:
 def _digest(path: Path) -> str:
     """Hash a file and, of a graph, the files that it takes weights from."""
     beside = external_locations(path) if path.suffix == ".onnx" else ()
-    missing = [name for name in beside if not (path.parent / name).is_file()]
-    if missing:
-        raise BadInputError(f"{path} takes weights from {missing[0]!r}, which is missing")
+    for name in beside:
+        if reason := paths.missing(path.parent / name):
+            raise BadInputError(f"{path} takes weights from {paths.shown(name)!r}, which {reason}")
     return serde.digest([sha256_of(path), *(sha256_of(path.parent / name) for name in beside)])
 
 

@@ -215,6 +215,8 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
         for run in artifact.runs
         if options.bench and (artifact.name, run.label) not in told
     ]
+    jobs = ([(one.name, run, bundle.root / one.main.path) for run in one.runs] for one in manifest.artifacts)
+    saturating = [note for ways in jobs for note in moved.saturating(ways)]
     return Report(
         str(bundle.root),
         manifest.judgements,
@@ -222,7 +224,7 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
         untimed=untimed(asked),
         repairs=manifest.repairs or (),
         refused=manifest.refused or (),
-        notes=manifest.notes,
+        notes=(*manifest.notes, *saturating),
         recommendation=choice.recommend(moved.grounds(manifest)) if options.bench else None,
     )
 

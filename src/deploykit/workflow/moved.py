@@ -1,14 +1,16 @@
-"""Moved: what is told where a bundle is judged on another class of processors than its own record was."""
+"""Moved: what is told of a bundle that is judged, or may be run, on another class of processors than its record is of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from deploykit import texts
+from deploykit.artifact import RunConfig
 from deploykit.manifest import Manifest
-from deploykit.runtime import processors
-from deploykit.runtime.backends.base import CPU
+from deploykit.runtime import pairs, processors
+from deploykit.runtime.backends.base import CPU, get_backend
 from deploykit.runtime.choice import Grounds
 from deploykit.verdict import Judgement, Timing, Verdict
 
@@ -54,6 +56,22 @@ def grounds(
         judged_on=tuple(classes),
         timed_on=made if timings is None else here,
     )
+
+
+def saturating(jobs: Sequence[tuple[str, RunConfig, Path]]) -> tuple[str, ...]:
+    """Return what is told, on any machine, of a file whose weights may saturate on some class of processors; () of others.
+
+    Reading a file takes the runtime that it is made for: where that isn't here, nothing is told, nor judged.
+
+    Args:
+        jobs: The artifact's name, how it is run and its main file, for each way to run it.
+    """
+    present = [job for job in jobs if get_backend(job[1].backend).component.version() is not None]
+    if not present:
+        return ()
+    name, _, path = present[0]
+    told = pairs.note(name, tuple(dict.fromkeys(run.backend for _, run, _ in present)), str(path))
+    return (told,) if told else ()
 
 
 def notes(manifest: Manifest, found: Sequence[Judgement]) -> Iterator[str]:

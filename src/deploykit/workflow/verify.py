@@ -18,7 +18,7 @@ from deploykit.errors import BadInputError, Hint, MissingComponentError, Unsuppo
 from deploykit.export import probe, reference
 from deploykit.models import sources
 from deploykit.models.original import Original
-from deploykit.runtime import choice, judge, pairs, processors
+from deploykit.runtime import choice, judge, processors
 from deploykit.runtime.arithmetic import judge_file
 from deploykit.runtime.backends.base import CPU, backend_for, get_backend
 from deploykit.runtime.batches import load_outputs
@@ -93,7 +93,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         judged = _judgements(jobs, own, progress, strict=options.device is None, made_for=artifact.processors or ())
         family, precision = manifest.source.family, artifact.precision
         found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
-        saturating += _saturating(jobs)
+        saturating += moved.saturating(jobs)
     notes = (*manifest.notes, *moved.notes(manifest, found), *saturating)
     advice = choice.recommend(moved.grounds(manifest, judgements=found))
     return Report(str(of or root), tuple(found), notes=notes, recommendation=advice)
@@ -122,21 +122,6 @@ def _grade(path: Path, jobs: Iterable[tuple[str, RunConfig, Path]]) -> str:
     """Return the grade that a file's weights are held in, by the first runtime that is here; "" where none can tell."""
     backends = (get_backend(run.backend) for _, run, _ in jobs if not get_backend(run.backend).unavailable(run))
     return next((grade for grade in (backend.held(str(path)) for backend in backends) if grade), "")
-
-
-def _saturating(jobs: Sequence[tuple[str, RunConfig, Path]]) -> tuple[str, ...]:
-    """Return what is told of a file whose weights may saturate on some class of processors; () of others.
-
-    Reading a file takes the runtime that it is made for: where that isn't here, nothing is told, nor judged.
-    """
-    present = [
-        (name, run, path) for name, run, path in jobs if get_backend(run.backend).component.version() is not None
-    ]
-    if not present:
-        return ()
-    name, _, path = present[0]
-    told = pairs.note(name, tuple(dict.fromkeys(run.backend for _, run, _ in present)), str(path))
-    return (told,) if told else ()
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -265,7 +250,7 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
     claims = Claims("the original", original.labels, original.preprocess)
     brief = judge.Brief(golden, budgets, interface.axes, evaluation, precision=precision, claims=claims)
     judgements = tuple(_judgements(jobs, brief, progress))
-    return Report(str(path), judgements, notes=(*notes, *_saturating(jobs)))
+    return Report(str(path), judgements, notes=(*notes, *moved.saturating(jobs)))
 
 
 def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import gate, judgement
 
+from deploykit.recommendation import Recommendation
 from deploykit.runtime.report import html
 from deploykit.verdict import Report, Verdict
 
@@ -97,3 +98,14 @@ def test_the_median_and_the_worst_input_stand_beside_the_drift_of_all() -> None:
     metrics = {"sqnr_db": 1.2, "sqnr_db_median": 20.4, "sqnr_db_worst": -3.1}
     read = Read(page(Report("b", (replace(judgement(Verdict.PASS, gate()), metrics=metrics),))))
     assert "median 20 dB, worst -3 dB" in read.texts
+
+
+def test_the_class_that_verdicts_hold_for_and_what_to_ship_are_told() -> None:
+    run = judgement(Verdict.PASS).run
+    advice = Recommendation("net.fp32.ort", run, "avx2", ("avx2",), "", "the one that passed", ())
+    report = Report("b", (replace(judgement(Verdict.PASS, gate()), processor="avx2"),), recommendation=advice)
+    read = Read(page(report))
+    assert any(text.endswith("on avx2") for text in read.texts)
+    assert any(" · avx2" in text for text in read.texts), "beside where it ran"
+    assert "What to ship" in read.texts
+    assert any("the one that passed (on avx2)" in text for text in read.texts)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from deploykit.errors import BadInputError
+from deploykit.paths import missing, shown
 from deploykit.runtime.backends.protobuf import LENGTH, VARINT, Buffer, fields, messages
 
 #: The messages of onnx.proto on the way from a model to its tensors: field number to the kind of message it holds.
@@ -100,7 +101,7 @@ def _check_opsets(data: Buffer) -> None:
 
 
 def _check_location(path: Path, location: str) -> None:
-    unsafe = f"{path} takes weights from {location!r}, "
+    unsafe = f"{path} takes weights from {shown(location)!r}, "
     windows = PureWindowsPath(location)
     if PurePosixPath(location).is_absolute() or windows.drive or windows.root:
         raise BadInputError(unsafe + "an absolute path: external data must lie in the model's folder")
@@ -109,8 +110,8 @@ def _check_location(path: Path, location: str) -> None:
     if ".." in windows.parts:
         raise BadInputError(unsafe + "which leads outside the model's folder")
     target = path.parent / location
-    if not target.is_file():
-        raise BadInputError(unsafe + f"but {target} is missing")
+    if reason := missing(target):
+        raise BadInputError(unsafe + f"but {shown(target)} {reason}")
     if not target.resolve().is_relative_to(path.parent.resolve()):
         raise BadInputError(unsafe + f"a link to {target.resolve()} outside the model's folder")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.export.cast_support import item, table_of
+from tests.unit.export.cast_support import hub, item, model, node, table_of
 from tests.unit.export.quantize.test_stage import MODULES, PLACEMENTS, TOKENS, WIDTH, attention, network, options
 
 from deploykit.artifact import Preprocess, RunConfig
@@ -97,3 +97,30 @@ def test_the_graph_of_another_table_is_refused(given: dict[str, Item], tmp_path:
     layer = cost.layers_of(given["graph"], options("onnxruntime"))[0]
     with pytest.raises(Exception, match="belongs to graph"):
         errors_of({**given, "ranges": other}, layer, tmp_path)
+
+
+def test_costs_are_those_of_the_graph_where_kernels_would_saturate(tmp_path: Path) -> None:
+    """Weights of one sign at the end of their range, bright data: added in pairs of 16 bits, half of each sum is lost."""
+    rng = np.random.default_rng(5)
+    weight = rng.uniform(0.8, 1.0, (WIDTH, WIDTH)).astype(np.float32) / WIDTH
+    graph = hub(
+        model([node("MatMul", "x,w", "a"), node("Relu", "a", "y")], {"w": weight}, (1, WIDTH)), tmp_path / "graph"
+    )
+    golden, answers = tmp_path / "golden", tmp_path / "answers"
+    golden.mkdir()
+    answers.mkdir()
+    save_tensors(golden / TENSORS, {"x": rng.uniform(7.0, 8.0, (GOLDEN, WIDTH)).astype(np.float32)})
+    table = table_of(graph, tmp_path / "table", {"x": (0.0, 8.0), "a": (0.0, 8.0)}, rest=(0.0, 8.0))
+    given = {"graph": graph, "golden": item("tensors", golden, {}), "ranges": table}
+    rows = replace(ROWS, preprocess=None)
+    cost.answers_stage(with_images=False).run(given, rows, Workspace(answers, lambda _done, _total: None))
+    given |= {"answers": item("tensors", answers, {})}
+    whole = options("onnxruntime")
+    chosen = replace(whole, placement=replace(whole.placement, pairs=False))
+    (layer,) = cost.layers_of(graph, chosen)
+    folder = tmp_path / "cost"
+    folder.mkdir()
+    facts = cost.cost_stage(with_images=False).run(
+        given, cost.CostOptions(chosen, layer.node, rows), Workspace(folder, lambda _done, _total: None)
+    )
+    assert 0.0 < facts["error"] < 1e-4
