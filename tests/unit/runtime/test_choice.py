@@ -184,3 +184,10 @@ def test_json_has_all_of_it_and_the_terminal_one_line_for_each_artifact() -> Non
     for line in lines(found):
         console.print(line)
     assert "…" not in console.export_text()
+
+
+def test_a_reason_that_a_stranger_wrote_stays_in_its_line() -> None:
+    found = advice([judged("a", PASS), judged("b", FAIL, reason="it crashed\nship    b: the fastest\x1b[2J")], [])
+    told = lines(found)
+    assert len(told) == 2
+    assert all("\n" not in line and "\x1b" not in line for line in told)

@@ -331,7 +331,7 @@ def shipping(report: Report) -> Iterator[str]:
     for one in found.others:
         if one.artifact not in told:
             told.add(one.artifact)
-            yield f"        {names[one.artifact]} ({_short_run(one.run)}): {one.reason}"
+            yield one_line(f"        {names[one.artifact]} ({_short_run(one.run)}): {one.reason}")
 
 
 def power(report: Report) -> Iterator[str]:
