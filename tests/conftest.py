@@ -11,6 +11,9 @@ from hypothesis import settings
 
 import deploykit
 
+# Tests run side by side: threads of torch that wait for one another leave the processor to others, and are as many as ever.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The same examples in every run of CI; new ones on every developer's machine. Never a deadline: that would be a timed test.
 settings.register_profile("developer", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -19,9 +22,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "developer")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache out of the tests, and the tests out of it."""
+    """Keep the user's cache out of the tests, and the tests out of it. It begins empty; processes side by side share it."""
     before = os.environ.get("DEPLOYKIT_CACHE")
-    os.environ["DEPLOYKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["DEPLOYKIT_CACHE"] = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache")
     yield
     if before is None:
         del os.environ["DEPLOYKIT_CACHE"]

@@ -30,9 +30,10 @@ print(json.dumps({
 
 def _environment(root: Path, runtime: str) -> Path:
     """Make a virtual environment with deploykit (without its dependencies), numpy and one runtime; return its Python."""
-    venv.create(root, with_pip=True)
+    venv.create(root)
     python = root / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
+    pip.append("--no-compile")
     for words in ([*pip, "--no-deps", str(PROJECT)], [*pip, "numpy", runtime]):
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

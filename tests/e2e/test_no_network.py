@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import python, run
+from tests.e2e.support import fresh, python
 
 # Loaded by every Python process that inherits PYTHONPATH, before anything else runs.
 PYTHON_WATCH = """
@@ -101,7 +101,7 @@ def test_export_verify_bench_and_doctor_open_none(tmp_path: Path) -> None:
         ("bench", out, "--rounds", "1"),
         ("doctor",),
     ):
-        outcome = run(*words, env=env)
+        outcome = fresh(*words, env=env)
         assert outcome.code in {0, 6}, outcome.err
     assert not log.exists() or log.read_text() == ""
 
@@ -115,7 +115,7 @@ def test_a_diffusion_model_sends_nothing(tmp_path: Path) -> None:
         ("export", "tiny-lcm-unet", "--fp16", "--ort", "--openvino", "--no-bench", "--out", out),
         ("run", out, "--png", str(tmp_path / "pictures.png")),
     ):
-        outcome = run(*words, env=env)
+        outcome = fresh(*words, env=env)
         assert outcome.code == 0, outcome.err
     told = log.read_text().splitlines() if log.exists() else []
     here = ("socket.__new__ family 10", "native socket")
