@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/deploykit export tiny-convnext --ort --openvino
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # MINUTES=60 CASES=100000 LOADERS="onnxruntime pt2" choose how long, how many of each, and which.
 fuzz: $(STAMP)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import deploykit
+from tests.support import EVAL_SIZE
 
 # Tests run side by side: threads of torch that wait for one another leave the processor to others, and are as many as ever.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,6 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Exported:
     options = deploykit.ExportOptions(
         cells=("fp32:ort", "fp32:openvino"),
         out=str(tmp_path_factory.mktemp("bundle") / "tiny-convnext"),
+        eval_size=EVAL_SIZE,
         bench_options=deploykit.BenchOptions(rounds=6, burst_ms=10.0, warmup_ms=30.0),
     )
     return deploykit.export_model("tiny-convnext", options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -59,6 +60,7 @@ class _Forking:
         words = [sys.executable, "-m", forking.__name__]
         folder = Path(__file__).parents[2]
         self._process = subprocess.Popen(words, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        atexit.register(self._process.communicate)
 
     def run(self, words: tuple[str, ...], environment: Mapping[str, str]) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:

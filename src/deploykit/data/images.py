@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit import paths
+from deploykit import optional, paths
 from deploykit.errors import BadInputError, ResourceError
-from deploykit.optional import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -41,7 +40,7 @@ def decode(path: Path) -> NDArray[np.uint8]:
         BadInputError: The file is missing, unreadable, truncated, none of `FORMATS`, too large, or of 32-bit samples.
         ResourceError: There is no memory for it.
     """
-    require("PIL")
+    optional.check("PIL")
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     reason = paths.fault(path)

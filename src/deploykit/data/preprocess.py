@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit import optional
 from deploykit.artifact import Preprocess
 from deploykit.data.images import MAX_PIXELS
 from deploykit.errors import BadInputError, Hint, UsageError
-from deploykit.optional import require
 
 Size = tuple[int, int]
 
@@ -80,7 +80,7 @@ def crop(image: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.uint8]:
         UsageError: The recipe names an interpolation or crop mode that isn't known, or channels that no image has.
         BadInputError: The image is so narrow that its long side would be resized to more than can be held.
     """
-    require("PIL")
+    optional.check("PIL")
     from PIL import Image
 
     filters = {

@@ -155,3 +155,11 @@ def test_channels_that_no_image_has_are_refused_with_the_way_on(channels: int) -
     with pytest.raises(UsageError, match=f"{channels} channels: images have 1 or 3") as caught:
         crop(np.zeros((40, 60, 3), np.uint8), recipe)
     assert caught.value.hints[0].action == "--golden FILE.npz"
+
+
+def test_no_image_costs_the_time_to_look_up_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_up(name: str) -> str:
+        raise AssertionError(f"the version of {name} was looked up")
+
+    monkeypatch.setattr("deploykit.optional.metadata.version", looked_up)
+    crop(picture(40, 40), recipe(32))
