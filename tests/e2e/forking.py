@@ -34,6 +34,9 @@ LIBRARIES = (
     "timm",
     "torch",
     "torch.onnx._internal.exporter._torchlib.ops",
+    "transformers.models.auto.image_processing_auto",
+    "transformers.models.auto.modeling_auto",
+    "diffusers.models.unets.unet_2d_condition",
     "deploykit.cli.app",
     "deploykit.workflow.export",
 )
