@@ -41,10 +41,10 @@ from deploykit.runtime.backends.base import Tensors, get_backend
 from deploykit.runtime.batches import run_rows
 from deploykit.runtime.golden import Golden
 from deploykit.verdict import GRADE_OF, Judgement, Verdict
-from deploykit.workflow.options import golden_size
+from deploykit.workflow.options import rendered_size
 from deploykit.workflow.verify import golden_of
 
-LARGE: Final = ("mobilenetv3_large_100", "tf_efficientnetv2_b0")
+LARGE: Final = ("resnet18", "convnext_atto")
 CELLS: Final = ("fp32:ort", "fp16:ort")
 #: By precision, how ONNX calls the type of the weights.
 WEIGHTS: Final = {"fp32": "FLOAT", "fp16": "FLOAT16"}
@@ -89,7 +89,7 @@ def others_of(original: Original, golden: Golden) -> dict[str, Any]:
         assert golden.rollout is not None
         carried = golden.rollout.carried
         return {**golden.inputs, carried: np.ascontiguousarray(golden.inputs[carried][..., ::-1])}
-    images = rendered_images("rendered:test", OTHERS, golden_size(original.recipe))
+    images = rendered_images("rendered:test", OTHERS, rendered_size(original.recipe))
     return {original.input_name: normalize(prepare_crops(images, original.recipe), original.recipe)}
 
 

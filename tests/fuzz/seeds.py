@@ -87,8 +87,11 @@ def golden() -> tuple[Files, ...]:
 
 def bundle() -> tuple[Files, ...]:
     """Return a bundle in which every kind of record occurs."""
-    contents = {one.path: b"content" for one in manifest(FILES).files}
-    return ({"manifest.json": manifest().to_bytes(), **contents},)
+    graph = graphs()[0]["net.onnx"]
+    known = record("net.fp32.onnx", graph)
+    whole = manifest(dataclasses.replace(FILES, model=(known,)))
+    contents = {one.path: graph if one.path == known.path else b"content" for one in whole.files}
+    return ({"manifest.json": whole.to_bytes(), **contents},)
 
 
 def checkpoints() -> tuple[Files, ...]:

@@ -55,10 +55,11 @@ def test_files_that_once_led_to_more_than_a_refusal(loader: str, watched: Watche
     assert not tally.failed, tally.text()
 
 
-@pytest.mark.parametrize("loader", LIGHT, ids=lambda loader: loader.name)
+@pytest.mark.parametrize("loader", LOADERS, ids=lambda loader: loader.name)
 def test_what_is_sound_is_read(loader: Loader, tmp_path: Path) -> None:
-    kinds = [attempt(loader, written(tmp_path / str(i), files)).kind for i, files in enumerate(sets_of(loader))]
-    assert set(kinds) == {"works"}
+    found = [attempt(loader, written(tmp_path / str(i), files)) for i, files in enumerate(sets_of(loader))]
+    kinds = {outcome.kind for outcome in found}
+    assert kinds == {"works"} if loader.light else "works" in kinds <= CALM, found
 
 
 def test_a_case_is_the_same_in_every_run() -> None:

@@ -48,11 +48,12 @@ class Choice:
     indices: tuple[int, ...]
 
     @classmethod
-    def of(cls, available: int, count: int, seed: int) -> Choice:
+    def of(cls, available: int, count: int, seed: int, after: int = 0) -> Choice:
         """Choose `count` of `available` images without replacement, or all of them where there are no more.
 
         Every image draws 64 raw bits of PCG64, whose stream numpy promises to keep, and those with the smallest are taken:
-        the same on every machine, and a smaller choice is part of a larger one.
+        the same on every machine, and a smaller choice is part of a larger one. Those that come `after` others of the
+        same seed share no image with a choice of so many.
 
         Raises:
             UsageError: `count` is below 1, or `seed` below 0.
@@ -62,7 +63,7 @@ class Choice:
         if seed < 0:
             raise UsageError(f"--calib-seed {seed}: a seed is 0 or more")
         keys = np.asarray(np.random.PCG64(seed).random_raw(available), np.uint64)
-        first = np.sort(np.argsort(keys, kind="stable")[:count])
+        first = np.sort(np.argsort(keys, kind="stable")[after : after + count])
         return cls(seed, available, tuple(first.tolist()))
 
 
@@ -192,7 +193,7 @@ def _rows_digest(array: NDArray[Any], choice: Choice) -> str:
 
 
 def open_calibration(
-    name: str, count: int, seed: int, recipe: Preprocess, input_name: str = ARRAY_NAME
+    name: str, count: int, seed: int, recipe: Preprocess, input_name: str = ARRAY_NAME, after: int = 0
 ) -> CalibrationSet:
     """Open a calibration set and choose `count` of its images.
 
@@ -203,6 +204,7 @@ def open_calibration(
         seed: What the choice is drawn from.
         recipe: Its input size is what prepared inputs must have.
         input_name: Of the model's input: an array of an .npz may be called so.
+        after: How many of the same seed are left out: what a choice of so many takes.
 
     Raises:
         UsageError: No such set, files in it that are no images, or an array of another shape or dtype.
@@ -210,16 +212,16 @@ def open_calibration(
         ResourceError: There is no memory for an array.
     """
     if name.startswith(f"{RENDERED}:"):
-        return _open_rendered(name, count, seed)
+        return _open_rendered(name, Choice.of(len(RENDERED_POOL), count, seed, after))
     path = Path(name)
     reason = paths.fault(path)
     try:
         if reason == "is a folder":
             files = image_files(path)
-            return ChosenFiles(name, files, Choice.of(len(files), count, seed))
+            return ChosenFiles(name, files, Choice.of(len(files), count, seed, after))
         if not reason and path.suffix.lower() in ARRAY_SUFFIXES:
             array = load_array(path, recipe.input_size, input_name)
-            choice = Choice.of(len(array), count, seed)
+            choice = Choice.of(len(array), count, seed, after)
             return (
                 ChosenRows(name, array, choice) if array.dtype == np.uint8 else CalibrationInputs(name, array, choice)
             )
@@ -229,13 +231,13 @@ def open_calibration(
     raise UsageError(f"{paths.shown(name)!r} {reason or f'is {wanted}'}")
 
 
-def _open_rendered(name: str, count: int, seed: int) -> ChosenRendered:
+def _open_rendered(name: str, choice: Choice) -> ChosenRendered:
     if name != RENDERED_CALIBRATION:
         raise UsageError(
             f"{name!r} is not for calibration",
             Hint(f"--calib {RENDERED_CALIBRATION}", "is the split that models are neither trained nor judged on"),
         )
-    return ChosenRendered(Choice.of(len(RENDERED_POOL), count, seed))
+    return ChosenRendered(choice)
 
 
 def image_files(root: Path) -> tuple[Path, ...]:

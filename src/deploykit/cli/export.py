@@ -112,9 +112,11 @@ def export(
     golden: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Images or prepared inputs for golden inputs: 16 are taken and kept, else rendered."
+            metavar="PATH",
+            help="Images or prepared inputs for golden inputs, or the word rendered; else some of --data or --calib.",
         ),
     ] = None,
+    golden_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take and keep.")] = 16,
     calib: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Images to measure activations on, for int8: a folder, a .npy or .npz."),
@@ -185,6 +187,7 @@ def export(
         data=str(data) if data else None,
         eval_size=eval_size,
         golden=str(golden) if golden else None,
+        golden_size=golden_size,
         calib=str(calib) if calib else None,
         calib_size=calib_size,
         calib_seed=calib_seed,
@@ -284,7 +287,8 @@ def _print_plan(preview: Preview) -> None:
     words = [*graphs, f"[{cells}]", *measured]
     for note in preview.notes:
         console.print(f"note  {note}", markup=False)
-    console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes", markup=False)
+    golden = f"{preview.draft.golden_count} golden inputs of {preview.golden_set}"
+    console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes · {golden}", markup=False)
 
 
 def _takes(original: Original) -> str:

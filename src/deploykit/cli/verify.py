@@ -36,6 +36,14 @@ def verify(
     eval_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the original's own images judge a file.")
     ] = 2000,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Images or prepared inputs to judge a bare file by; else rendered ones.",
+        ),
+    ] = None,
+    golden_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them to take.")] = 16,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Judge a bare file as this, such as int8, whatever its weights are held in."),
@@ -88,6 +96,8 @@ def verify(
         reference=reference,
         data=str(data) if data else None,
         eval_size=eval_size,
+        golden=str(golden) if golden else None,
+        golden_size=golden_size,
         precision=precision,
         device=device,
         source=source.source_options(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +21,7 @@ from deploykit.export.own_run import open_graph
 from deploykit.export.reference import OutputsOptions
 from deploykit.export.stage import TENSORS, Facts, Inputs, Stage, Workspace
 from deploykit.runtime import drift, power
-from deploykit.runtime.backends.base import Session, Tensor, Tensors
+from deploykit.runtime.backends.base import Layer, Session, Tensor, Tensors
 from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.numeric import EPSILON, ROUNDED
 from deploykit.runtime.power import InjectedFault
@@ -47,21 +47,6 @@ _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A node with weights.
-
-    Attributes:
-        weight: Name of the initializer.
-        axis: Of it, that of the output channels.
-        bias: Name of the initializer of the bias; "" where it has none.
-    """
-
-    weight: str
-    axis: int
-    bias: str
 
 
 @dataclass(frozen=True)
@@ -214,10 +199,65 @@ def _energy(values: NDArray[np.float64]) -> float:
     return float(np.square(values, dtype=np.float64).mean())
 
 
+def faults_of_session(session: Session, golden: Tensors, outputs: Tensors, at_once: int) -> tuple[InjectedFault, ...]:
+    """Make the weights of an original wrong, one tensor at a time; return what that did, or nothing where it can't be done.
+
+    Args:
+        session: The original. Its weights are afterwards as they were.
+        golden: Golden inputs, arrays [G, ...] by name.
+        outputs: Its answers to them, as `Answered.arrange` makes them.
+        at_once: Rows that it was asked at once.
+    """
+    changes = tuple(changes_of(session.layers()))
+    if not changes:
+        return ()
+    weights = session.weights({change.tensor for change in changes})
+    return tuple(_injected(Subject(session, weights, session.infer_with), changes, Given(golden, outputs, at_once)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is made wrong.
+
+    Attributes:
+        session: It, as it is.
+        weights: The tensors that are changed, by name.
+        infer_with: Runs feeds with other values for some of them.
+    """
+
+    session: Session
+    weights: Mapping[str, Array]
+    infer_with: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Golden inputs, the answers to them, and how many rows were asked at once."""
+
+    golden: Tensors
+    outputs: Tensors
+    at_once: int
+
+
+def _injected(subject: Subject, changes: Sequence[Change], given: Given) -> Iterator[InjectedFault]:
+    """Make one change after another and yield what each does."""
+
+    def rows_at(turn: int) -> Rows:
+        return _rows(subject.session, given.golden, given.at_once, turn)
+
+    first = rows_at(0)
+    answers = Answers.of(given.outputs, first, subject.infer_with(_at(given.golden, first), {}))
+    for turn, change in enumerate(changes):
+        rows = rows_at(turn)
+        made = CHANGES[change.kind](subject.weights[change.tensor], change.axis)
+        found = subject.infer_with(_at(given.golden, rows), {change.tensor: made})
+        yield answers.compare(change, rows, found)
+
+
 def _run(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts:
     size = 1 if inputs["golden"].has(FURTHER["rollout"]) else options.at_once
     graph, golden = inputs["graph"].path(onnx_files.MODEL), load_tensors(inputs["golden"].path(TENSORS))
-    outputs = load_outputs(inputs["outputs"].path(TENSORS))
+    given = Given(golden, load_outputs(inputs["outputs"].path(TENSORS)), size)
     model = onnx_files.load(graph)
     changes = tuple(changes_of(layers_of(model)))
     weights = _weights(model, graph, {change.tensor for change in changes})
@@ -226,14 +266,10 @@ def _run(inputs: Inputs, options: OutputsOptions, workspace: Workspace) -> Facts
         with tempfile.TemporaryDirectory(dir=workspace.folder) as folder:
             path = _open_weights(model, weights, graph, Path(folder))
             with open_graph(path) as session:
-                rows = _rows(session, golden, size, 0)
-                answers = Answers.of(outputs, rows, session.infer({**_at(golden, rows), **weights}))
-                for turn, change in enumerate(changes):
-                    rows = _rows(session, golden, size, turn)
-                    made = CHANGES[change.kind](weights[change.tensor], change.axis)
-                    found = session.infer({**_at(golden, rows), **weights, change.tensor: made})
-                    faults.append(answers.compare(change, rows, found))
-                    workspace.progress(turn + 1, len(changes))
+                subject = Subject(session, weights, lambda feeds, other: session.infer({**feeds, **weights, **other}))
+                for fault in _injected(subject, changes, given):
+                    faults.append(fault)
+                    workspace.progress(len(faults), len(changes))
     power.save_faults(workspace.folder / power.FILE, faults)
     return {"faults": len(faults)}
 

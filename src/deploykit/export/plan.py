@@ -79,7 +79,7 @@ class ImagesRequest:
     """Images to judge on: the name of a set, its content hash, and a number where the set has none of its own.
 
     `size` is that of rendered images in pixels. Images that are not `labelled` need not show the model's classes; those that
-    are `prepared` are inputs already.
+    are `prepared` are inputs already. Of a user's images `count` are chosen by `draw`; None takes all, or the first.
     """
 
     images: str
@@ -88,6 +88,7 @@ class ImagesRequest:
     size: int = NATIVE_SIZE
     labelled: bool = True
     prepared: bool = False
+    draw: reference.Draw | None = None
 
 
 #: Of a part of an axis: the least, the usual and the largest size.
@@ -311,7 +312,7 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
     asked = probe.Asked(
         golden_count,
         {axis: _tried(family, request, axis) for axis in request.dynamic},
-        None if request.golden is None else _images_options(request.golden, original),
+        None if request.golden is None else images_options(request.golden, original),
         at_once(family, request),
     )
     asking = probe.get_probe(original.takes.probe)
@@ -508,10 +509,11 @@ def artifact_name(original: Original, cell: Cell) -> str:
 
 
 def _images_node(name: str, request: ImagesRequest, original: Original) -> Node:
-    return Node(name, reference.IMAGES, _images_options(request, original), {})
+    return Node(name, reference.IMAGES, images_options(request, original), {})
 
 
-def _images_options(request: ImagesRequest, original: Original) -> reference.ImagesOptions:
+def images_options(request: ImagesRequest, original: Original) -> reference.ImagesOptions:
+    """Return which images a request is for, prepared as the original takes them."""
     return reference.ImagesOptions(
         request.images,
         request.digest,
@@ -520,4 +522,5 @@ def _images_options(request: ImagesRequest, original: Original) -> reference.Ima
         original.labels if request.labelled else (),
         original.recipe,
         request.prepared,
+        request.draw,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from deploykit.data.imageset import prepare_crops, rendered_images
-from deploykit.data.preprocess import normalize
 from deploykit.errors import InternalError, UsageError
 from deploykit.export import reference, soundness
+from deploykit.export.injected_faults import faults_of_session
 from deploykit.export.probe import GOLDEN, GOLDEN_IMAGES, ORIGINAL, Asked, Probe
 from deploykit.export.soundness import check_answers
 from deploykit.export.stage import Node
@@ -37,15 +36,15 @@ class ImagesProbe(Probe):
         )
 
     def golden(self, original: Original, asked: Asked) -> Golden:
-        """Render, prepare and ask."""
-        images = _images(asked)
-        crops = prepare_crops(rendered_images(images.images, asked.count, images.size), original.recipe)
-        inputs = {original.input_name: normalize(crops, original.recipe)}
+        """Take the images, prepare and ask."""
+        inputs = {original.input_name: reference.inputs_of(_images(asked), original.input_name)}
         with sources.open_original(original) as session:
             found = ask(session, inputs, asked.at_once)
             check_answers(soundness.Asked(original, session, inputs, found))
             rounding = measured_rounding(session, inputs, asked.at_once)
-        return Golden(inputs, {golden.ORIGINAL: found.arranged()}, rounding=rounding)
+            answers = found.arranged()
+            faults = faults_of_session(session, inputs, answers, asked.at_once)
+        return Golden(inputs, {golden.ORIGINAL: answers}, faults=faults, rounding=rounding)
 
 
 def _prepared(original: Original, asked: Asked, images: reference.ImagesOptions) -> tuple[Node, ...]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess, RunConfig
 from deploykit.bundle import load_tensors, save_tensors
-from deploykit.calibration.images import CalibrationInputs, open_calibration
-from deploykit.data.imageset import RENDERED, ImageSet, open_imageset, prepare_crops, rendered_images
+from deploykit.calibration.images import CalibrationInputs, Choice, open_calibration
+from deploykit.data.imageset import RENDERED, FileSet, ImageSet, open_imageset, prepare_crops, rendered_images
+from deploykit.data.listing import labelled_files
 from deploykit.data.preprocess import check_channels, normalize, stretched
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import onnx_files
@@ -32,6 +33,21 @@ from deploykit.runtime.rollout import FURTHER, Sized, save_sized
 SIZED_ROWS = 2
 #: What the choice of a user's golden images is drawn from: another seed than that of calibration images.
 GOLDEN_SEED = 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How golden images are chosen among a user's.
+
+    Attributes:
+        seed: What the choice is drawn from.
+        after: How many of the same seed are left to calibration.
+    """
+
+    seed: int = GOLDEN_SEED
+    after: int = 0
+
+
 CROPS, LABELS, ANSWERS = "crops.npy", "labels.npy", "answers.npz"
 
 
@@ -47,6 +63,7 @@ class ImagesOptions:
         labels: The model's classes by index; none where the images need not show them.
         preprocess: From image to crop.
         prepared: They are inputs already.
+        draw: How `count` of them are chosen; None takes the first ones, or all.
     """
 
     images: str
@@ -56,6 +73,7 @@ class ImagesOptions:
     labels: tuple[str, ...]
     preprocess: Preprocess
     prepared: bool = False
+    draw: Draw | None = None
 
 
 def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspace) -> Facts:
@@ -72,11 +90,15 @@ def _prepare_images(_inputs: Inputs, options: ImagesOptions, workspace: Workspac
 
 
 def _open(options: ImagesOptions) -> ImageSet:
+    if options.labels and options.draw is not None:
+        chosen = drawn(options.images, options.labels, options.count or 1, options.draw)
+        _check_unchanged(chosen, options)
+        return chosen
     if options.labels:
         return open_imageset(options.images, options.labels, options.count)
     if options.images.startswith(f"{RENDERED}:"):
         return rendered_images(options.images, options.count, options.size)
-    found = unlabelled(options.images, options.count or 1, options.preprocess, "")
+    found = unlabelled(options.images, options.count or 1, options.preprocess, "", options.draw or Draw())
     _check_unchanged(found, options)
     assert not isinstance(found, CalibrationInputs), "those are planned as what they are"  # noqa: S101
     return found
@@ -87,7 +109,22 @@ def _check_unchanged(found: ImageSet | CalibrationInputs, options: ImagesOptions
         raise BadInputError(f"{options.images} has changed since this began: start again when it is complete")
 
 
-def unlabelled(name: str, count: int, recipe: Preprocess, input_name: str) -> ImageSet | CalibrationInputs:
+def drawn(name: str, labels: tuple[str, ...], count: int, draw: Draw) -> FileSet:
+    """Choose images of a labelled set: a folder per class or a CSV.
+
+    Raises:
+        UsageError: No such set, or what it shows is not the model's classes alone.
+        BadInputError: It holds no images, or can't be read.
+    """
+    entries = labelled_files(Path(name), labels)
+    return FileSet(
+        name, tuple(entries[index] for index in Choice.of(len(entries), count, draw.seed, draw.after).indices)
+    )
+
+
+def unlabelled(
+    name: str, count: int, recipe: Preprocess, input_name: str, draw: Draw = Draw()
+) -> ImageSet | CalibrationInputs:
     """Choose images that need no labels from a folder or an array, or prepared inputs from an array (.npy or .npz).
 
     Images are uint8 [N, height, width, 3], prepared inputs float32 [N, channels, height, width], of which there may be fewer.
@@ -97,12 +134,13 @@ def unlabelled(name: str, count: int, recipe: Preprocess, input_name: str) -> Im
         count: How many are taken.
         recipe: Of the original; what images can't be made into is refused.
         input_name: Of the original's input.
+        draw: How they are chosen.
 
     Raises:
         UsageError: No such set, too few images in it, or an array of another shape or dtype.
         BadInputError: It holds no images, is damaged, holds NaN or infinity, or can't be read.
     """
-    found = open_calibration(name, count, GOLDEN_SEED, recipe, input_name)
+    found = open_calibration(name, count, draw.seed, recipe, input_name, draw.after)
     if isinstance(found, CalibrationInputs):
         wrong = [index for index in range(len(found)) if not np.isfinite(found.row(index)).all()]
         if wrong:
@@ -149,13 +187,28 @@ class PreparedOptions:
 
 
 def _prepared_inputs(_inputs: Inputs, options: PreparedOptions, workspace: Workspace) -> Facts:
-    images = options.images
-    found = unlabelled(images.images, images.count or 1, images.preprocess, options.input_name)
+    rows = inputs_of(options.images, options.input_name)
+    save_tensors(workspace.folder / TENSORS, {options.input_name: rows})
+    return {"inputs": len(rows), "set": options.images.images}
+
+
+def inputs_of(images: ImagesOptions, input_name: str) -> NDArray[np.float32]:
+    """Return images, or inputs that were prepared already, as an original takes them: float32 [N, channels, height, width].
+
+    Args:
+        images: Which.
+        input_name: Of the original's input: an array of an .npz may be called so.
+
+    Raises:
+        UsageError: They are not there any more.
+        BadInputError: They have changed since, or are damaged.
+    """
+    if not images.prepared:
+        return normalize(prepare_crops(_open(images), images.preprocess), images.preprocess)
+    found = unlabelled(images.images, images.count or 1, images.preprocess, input_name, images.draw or Draw())
     _check_unchanged(found, images)
     assert isinstance(found, CalibrationInputs), "planned as such"  # noqa: S101
-    rows = np.stack([found.row(index) for index in range(len(found))])
-    save_tensors(workspace.folder / TENSORS, {options.input_name: rows})
-    return {"inputs": len(rows), "set": images.images}
+    return np.stack([found.row(index) for index in range(len(found))])
 
 
 @dataclass(frozen=True)

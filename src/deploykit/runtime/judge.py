@@ -14,7 +14,7 @@ from deploykit.data.preprocess import normalize
 from deploykit.errors import DeploykitError, MissingComponentError, UnsupportedError
 from deploykit.runtime import drift, gate, processors
 from deploykit.runtime.axes import judge_axes
-from deploykit.runtime.backends.base import CPU, Session
+from deploykit.runtime.backends.base import CPU, Session, Tensor
 from deploykit.runtime.batches import CHUNK, Answered, MismatchError, ask, check_names, paired, run_rows
 from deploykit.runtime.claims import Claims
 from deploykit.runtime.golden import ORIGINAL, Golden, feeds_of
@@ -112,8 +112,27 @@ def judge(
         verdict = Verdict.FAIL if reason else Verdict.worst(result.verdict for result in gates)
         if verdict is not Verdict.FAIL and _is_unbounded(budget, gates):
             verdict, reason = Verdict.INCONCLUSIVE, f"nothing bounds its drift: the budget for {grade} is empty"
+        elif verdict is Verdict.PASS and _is_constant(brief.golden):
+            verdict, reason = Verdict.INCONCLUSIVE, _CONSTANT.format(brief.golden.count)
         computed = processors.here().name if run.device == CPU else None
         return Judgement(artifact, run, session.ran, gates, metrics, verdict, reason, skipped, now(), computed)
+
+
+#: Why nothing is proven by answers that never differ.
+_CONSTANT = (
+    "the original answers all {} golden inputs alike: nothing shows that an artifact looks at its input, "
+    "give others with --golden"
+)
+
+
+def _is_constant(golden: Golden) -> bool:
+    """Tell whether no output of the original differs between golden inputs, of which there are several."""
+    outputs = golden.references.get(ORIGINAL, {}).values()
+    return golden.count > 1 and bool(outputs) and not any(len(array) > 1 and _varies(array) for array in outputs)
+
+
+def _varies(array: Tensor) -> bool:
+    return any(not np.array_equal(row, array[0], equal_nan=row.dtype.kind == "f") for row in array[1:])
 
 
 def _is_unbounded(budget: Budget, gates: Sequence[GateResult]) -> bool:

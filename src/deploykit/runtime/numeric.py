@@ -122,18 +122,19 @@ def numeric_gates(
     excuse = _excuse(expected, found, about, subject.rounding)
     if subject.is_coarse and budget.sqnr_db is not None and raw >= budget.sqnr_db + FAR_WITHIN:
         excuse = f"of the whole answers it keeps {raw:.0f} dB, which is what so few bits can: {_BLIND}"
+    least = drift.sqnr_db_least(expected, found, about)
     measured = {
-        "relative_max": (drift.relative_max(expected, found, about), budget.relative_max, False),
-        "sqnr_db": (drift.sqnr_db(expected, found, about), budget.sqnr_db, True),
-        "channels_sqnr_db": (drift.channels_sqnr_db(expected, found, about), budget.sqnr_db, True),
-        "cosine": (drift.cosine_min(expected, found), budget.cosine, True),
+        "relative_max": (drift.relative_max(expected, found, about), budget.relative_max, False, None),
+        "sqnr_db": (drift.sqnr_db(expected, found, about), budget.sqnr_db, True, least),
+        "channels_sqnr_db": (drift.channels_sqnr_db(expected, found, about), budget.sqnr_db, True, None),
+        "cosine": (drift.cosine_min(expected, found), budget.cosine, True, None),
     }
-    for metric, (value, bound, higher) in measured.items():
+    for metric, (value, bound, higher, lower) in measured.items():
         if value is None:
             continue
         metrics[subject.key(metric)] = value
         if bound is not None:
-            judged = result(metric, value, bound, higher_is_better=higher)
+            judged = result(metric, value, bound, higher_is_better=higher, least=lower)
             if judged.verdict is Verdict.FAIL and excuse:
                 judged = replace(judged, verdict=Verdict.INCONCLUSIVE, reason=excuse)
             yield _with_raw(judged, raw)

@@ -18,7 +18,7 @@ from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.golden import HUB, ORIGINAL
 from deploykit.workflow import measure
 from deploykit.workflow.bench import is_timed
-from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
+from deploykit.workflow.options import ExportOptions
 
 BENCH = "bench"
 
@@ -70,7 +70,7 @@ class Draft:
     def golden_count(self) -> int:
         """How many golden inputs there are."""
         golden = self.request.golden
-        return GOLDEN_COUNT if golden is None or golden.count is None else golden.count
+        return self.options.golden_size if golden is None or golden.count is None else golden.count
 
     def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""

@@ -13,10 +13,9 @@ from pathlib import Path
 from deploykit import optional, paths
 from deploykit.artifact import sha256_of
 from deploykit.bundle import Bundle, BundleWriter
-from deploykit.calibration.images import RENDERED_CALIBRATION, CalibrationInputs
+from deploykit.calibration.images import RENDERED_CALIBRATION
 from deploykit.calibration.ranges import RANGES, RangeTable
-from deploykit.data.imageset import open_imageset, rendered_images
-from deploykit.data.preprocess import check_channels
+from deploykit.data.imageset import open_imageset
 from deploykit.errors import Hint, MissingComponentError, ResourceError, UsageError
 from deploykit.export import plan
 from deploykit.export.cache import Cache, Made
@@ -25,7 +24,6 @@ from deploykit.export.pipeline import Pipeline, Silent, Watcher
 from deploykit.export.plan import Cell
 from deploykit.export.probe import Prompts, get_probe
 from deploykit.export.ranges import TableOptions
-from deploykit.export.reference import unlabelled
 from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
 from deploykit.locks import locked
@@ -41,9 +39,10 @@ from deploykit.workflow.bench import untimed
 from deploykit.workflow.classes import named
 from deploykit.workflow.disk import check_disk, work_folder
 from deploykit.workflow.draft import Draft
+from deploykit.workflow.golden_images import golden_images
 from deploykit.workflow.making import make
 from deploykit.workflow.memory import resolve
-from deploykit.workflow.options import CALIB_SIZE, GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions, golden_size
+from deploykit.workflow.options import CALIB_SIZE, ExportOptions
 
 #: The sizes that a profile names.
 _PROFILE = ("MIN", "OPT", "MAX")
@@ -83,6 +82,12 @@ class Preview:
         """What will be made of it."""
         return self.draft.request.cells
 
+    @property
+    def golden_set(self) -> str:
+        """What golden inputs are taken from, in a few words."""
+        golden, asking = self.draft.request.golden, get_probe(self.original.takes.probe)
+        return asking.described(paths.shown(golden.images) if golden else "", self.draft.golden_count)
+
 
 def prepare(model: str, options: ExportOptions) -> Preview:
     """Check a request whole, before anything runs.
@@ -94,13 +99,14 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     """
     found = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
     original = named(found, options.data)
+    cells, taken = _cells(options), golden_images(original, options, _calibration(original, options))
     request = plan.Request(
-        cells=_cells(options),
+        cells=cells,
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
-        golden=_golden(original, options),
+        golden=taken.golden,
         evaluation=_evaluation(original, options) if options.verify else None,
-        calibration=_calibration(original, options),
+        calibration=taken.calibration,
         prompts=_prompts(original, options),
         table=_table(options),
         profiles=_profiles(options.profile),
@@ -113,7 +119,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
         optional.require(*node.stage.libraries)
     out = Path(options.out) if options.out else Path("deploy") / original.id
     check_disk(out, original.parameters, len(request.cells), cached=options.cache)
-    return Preview(draft, out, whole, tuple(_notes(draft)))
+    return Preview(draft, out, whole, (*_notes(draft), *taken.notes))
 
 
 def _notes(draft: Draft) -> Iterator[str]:
@@ -254,26 +260,6 @@ def _profile(text: str) -> tuple[str, plan.Sizes]:
 def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
     images = open_imageset(name, original.labels, count)
     return plan.ImagesRequest(name, images.digest, count)
-
-
-def _golden(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
-    """Return the images that golden inputs are made of; None where the original takes none.
-
-    Raises:
-        UsageError: Images are given that can't be taken.
-    """
-    if original.preprocess is None:
-        if options.golden:
-            raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
-        return None
-    if options.golden:
-        chosen = unlabelled(options.golden, GOLDEN_COUNT, original.preprocess, original.input_name)
-        prepared = isinstance(chosen, CalibrationInputs)
-        return plan.ImagesRequest(options.golden, chosen.digest, len(chosen), labelled=False, prepared=prepared)
-    check_channels(original.preprocess)
-    size = golden_size(original.preprocess)
-    images = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size)
-    return plan.ImagesRequest(GOLDEN_IMAGES, images.digest, GOLDEN_COUNT, size, labelled=False)
 
 
 def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:

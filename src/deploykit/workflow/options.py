@@ -11,14 +11,17 @@ from deploykit.runtime.latency import BenchOptions
 
 #: Images that the task gates are judged on where a model has a set of its own: enough to tell 98 % from 99 %.
 EVALUATION_COUNT = 2000
-#: Golden inputs of a bundle: how many, and the images that they are taken from.
+#: Golden inputs of a bundle: how many, the most that one holds, and the images that they are taken from where none are given.
 GOLDEN_COUNT = 16
+GOLDEN_LIMIT = 32
 GOLDEN_IMAGES = "rendered:calib"
+#: What `golden` says to have them rendered though there are photographs.
+RENDERED = "rendered"
 #: Images that activations are measured on.
 CALIB_SIZE = 300
 
 
-def golden_size(recipe: Preprocess) -> int:
+def rendered_size(recipe: Preprocess) -> int:
     """Return how many pixels wide golden images are rendered: enough that none is enlarged for the model."""
     return max(NATIVE_SIZE, *recipe.resized)
 
@@ -40,8 +43,10 @@ class ExportOptions:
         opset: ONNX operator set of the graph that all are made from, for runtimes that take none newer; None is the family's.
         data: Labelled images for the task gates, a folder per class or a CSV; None takes the model's own set.
         eval_size: How many images of the model's own set are judged.
-        golden: Images that golden inputs are made of, a folder, a .npy or .npz: 16 are taken, and kept in the bundle. An array
-            of float32 [N, channels, height, width] is inputs already, of which there may be fewer. None renders some.
+        golden: Images that golden inputs are made of, a folder, a .npy or .npz. An array of float32 [N, channels, height,
+            width] is inputs already, of which there may be fewer. None takes some of `data`, else some of `calib` that aren't
+            calibrated on, else it renders them, as "rendered" does.
+        golden_size: How many golden inputs are taken, and kept in the bundle, 32 at most.
         calib: Images that activations are measured on, for int8: a folder, a .npy or .npz; None takes the model's own set.
         calib_size: How many of them are taken.
         calib_seed: What the choice is drawn from.
@@ -69,6 +74,7 @@ class ExportOptions:
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
     golden: str | None = None
+    golden_size: int = GOLDEN_COUNT
     calib: str | None = None
     calib_size: int = CALIB_SIZE
     calib_seed: int = 0
@@ -93,6 +99,8 @@ class VerifyOptions:
         reference: Source of the original: of a bare artifact, or of a bundle whose original `data` is judged by.
         data: Labelled images, a folder per class or a CSV; needs PyTorch for the original's answers.
         eval_size: How many images of the model's own set a bare artifact is judged on.
+        golden: Images that golden inputs of a bare artifact are made of, as of `ExportOptions`; None renders some.
+        golden_size: How many are taken.
         precision: What a bare artifact is judged as; None: what its weights are held in.
         device: Where everything runs, such as "cuda:0"; None: where its RunConfigs say.
         source: How the original that `reference` names is opened.
@@ -101,6 +109,8 @@ class VerifyOptions:
     reference: str | None = None
     data: str | None = None
     eval_size: int = EVALUATION_COUNT
+    golden: str | None = None
+    golden_size: int = GOLDEN_COUNT
     precision: str | None = None
     device: str | None = None
     source: SourceOptions = field(default_factory=SourceOptions)

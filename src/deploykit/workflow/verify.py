@@ -13,9 +13,9 @@ from deploykit import manifest as manifests
 from deploykit import paths, texts
 from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle, load_tensors
-from deploykit.data.imageset import open_imageset, prepare_crops, rendered_images, ships
+from deploykit.data.imageset import open_imageset, prepare_crops, ships
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
-from deploykit.export import probe, reference
+from deploykit.export import plan, probe
 from deploykit.models import sources
 from deploykit.models.original import Original
 from deploykit.runtime import choice, judge, processors
@@ -29,9 +29,10 @@ from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
 from deploykit.workflow import moved
 from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
+from deploykit.workflow.golden_images import check_count, rendered_request, user_request
 from deploykit.workflow.matching import Interface, matched
 from deploykit.workflow.opened import open_bundle, original_of
-from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, VerifyOptions, golden_size
+from deploykit.workflow.options import RENDERED, VerifyOptions
 from deploykit.workflow.strictness import beside_family
 
 Progress = Callable[[str, int, int], None]
@@ -74,6 +75,8 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         raise UsageError(
             "a bundle is judged by the outputs of its original that it holds: --reference names who answers for --data"
         )
+    if options.golden is not None:
+        raise UsageError(f"--golden {options.golden} is for a bare file: a bundle holds its own golden inputs")
     if options.precision is not None:
         raise UsageError(f"--precision {options.precision} is for a bare file: a bundle's manifest says what is in it")
     bundle = open_bundle(root)
@@ -241,7 +244,7 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
             interface = Interface.of(session)
     except MissingComponentError as error:
         return Report(str(path), tuple(judge.not_run(path.name, run, error.message) for run in runs))
-    golden = probe.get_probe(original.takes.probe).golden(original, _asked(original, interface.rows))
+    golden = probe.get_probe(original.takes.probe).golden(original, _asked(original, options, interface.rows))
     golden, notes = matched(golden, original.id, interface)
     images = options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
@@ -260,12 +263,21 @@ def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:
         raise UsageError(f"--precision {asked}: there are {', '.join(known)}")
 
 
-def _asked(original: Original, rows: int) -> probe.Asked:
-    """Return what golden inputs a bare artifact is judged by; which of its axes are open, only opening it tells."""
-    recipe = original.preprocess
-    if recipe is None:
-        return probe.Asked(GOLDEN_COUNT, {}, None, rows)
-    size = golden_size(recipe)
-    digest = rendered_images(GOLDEN_IMAGES, GOLDEN_COUNT, size).digest
-    images = reference.ImagesOptions(GOLDEN_IMAGES, digest, GOLDEN_COUNT, size, (), recipe)
-    return probe.Asked(GOLDEN_COUNT, {}, images, rows)
+def _asked(original: Original, options: VerifyOptions, rows: int) -> probe.Asked:
+    """Return what golden inputs a bare artifact is judged by; which of its axes are open, only opening it tells.
+
+    Raises:
+        UsageError: Images are given that can't be taken, or the original takes inputs that can't be made of images.
+    """
+    check_count(options.golden_size)
+    if original.preprocess is None:
+        if options.golden:
+            raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
+        return probe.Asked(options.golden_size, {}, None, rows)
+    given = options.golden not in {None, RENDERED}
+    request = (
+        user_request(original, str(options.golden), options.golden_size)
+        if given
+        else rendered_request(original, options.golden_size)
+    )
+    return probe.Asked(options.golden_size, {}, plan.images_options(request, original), rows)

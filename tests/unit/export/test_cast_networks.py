@@ -27,7 +27,7 @@ from deploykit.runtime.backends.base import Tensor
 from deploykit.runtime.backends.emulator import BACKEND as EMULATOR
 from deploykit.runtime.backends.onnxruntime import BACKEND as RUNTIME
 from deploykit.runtime.batches import run_rows
-from deploykit.workflow.options import golden_size
+from deploykit.workflow.options import rendered_size
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of its own internals
 
@@ -49,7 +49,7 @@ def hub(name: str, folder: Path) -> tuple[Item, Item, dict[str, Tensor]]:
     """Return a shipped model's graph, its ranges on eight images, and these."""
     original = sources.resolve(name)
     family = get_family(original.family)
-    images = rendered_images("rendered:calib", IMAGES, golden_size(original.recipe))
+    images = rendered_images("rendered:calib", IMAGES, rendered_size(original.recipe))
     feeds: dict[str, Tensor] = {"input": normalize(prepare_crops(images, original.recipe), original.recipe)}
     save_tensors(folder / TENSORS, feeds)
     golden = Item("tensors", folder, (FileRecord.of(folder, TENSORS),))

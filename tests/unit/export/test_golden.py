@@ -9,14 +9,17 @@ import pytest
 from PIL import Image
 
 from deploykit.bundle import load_tensors
+from deploykit.calibration.images import open_calibration
+from deploykit.data import rendered
 from deploykit.data.preprocess import crop, normalize
 from deploykit.errors import BadInputError, UsageError
 from deploykit.export import probe
 from deploykit.export.cache import Cache
 from deploykit.export.pipeline import Pipeline, Silent
+from deploykit.export.reference import Draw, ImagesOptions
 from deploykit.export.stage import TENSORS
 from deploykit.workflow.export import Preview, prepare
-from deploykit.workflow.options import GOLDEN_COUNT, ExportOptions
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, ExportOptions
 
 
 @pytest.fixture
@@ -130,3 +133,99 @@ def test_prepared_inputs_that_change_meanwhile_are_refused(tmp_path: Path) -> No
 def test_a_model_that_takes_no_images_takes_none(photos: Path) -> None:
     with pytest.raises(UsageError, match="tiny-lcm-unet takes no images"):
         prepare("tiny-lcm-unet", ExportOptions(golden=str(photos)))
+
+
+def places(found: np.typing.NDArray[np.float32], preview: Preview, folder: Path) -> set[int]:
+    """Return which images of a folder, in order of their paths, golden inputs were made of."""
+    recipe = preview.original.recipe
+    crops = [crop(np.asarray(Image.open(path)), recipe) for path in sorted(folder.rglob("*.png"))]
+    every = normalize(np.stack(crops), recipe)
+    return {int(np.abs(every - one).sum(axis=(1, 2, 3)).argmin()) for one in found}
+
+
+def golden_options(preview: Preview) -> ImagesOptions:
+    found = next(node.options for node in preview.plan.nodes if node.id == probe.GOLDEN_IMAGES)
+    assert isinstance(found, ImagesOptions)
+    return found
+
+
+def int8(**options: object) -> Preview:
+    return prepare("tiny-convnext", ExportOptions(cells=("int8:ort",), eval_size=10, **options))  # type: ignore[arg-type]
+
+
+def test_photographs_to_calibrate_on_are_golden_inputs_too_and_none_is_both(photos: Path, tmp_path: Path) -> None:
+    preview = int8(calib=str(photos), calib_few=True, calib_size=20)
+    calibration = preview.draft.request.calibration
+    assert calibration is not None
+    assert calibration.count == 20
+    assert not preview.notes
+    assert preview.golden_set == str(photos)
+    calibrated = open_calibration(str(photos), calibration.count, calibration.seed, preview.original.recipe)
+    golden = places(made(preview, tmp_path / "cache"), preview, photos)
+    assert len(golden) == GOLDEN_COUNT
+    assert not golden & set(calibrated.choice.indices)
+
+
+def test_where_all_would_be_calibrated_on_some_are_left_out(photos: Path) -> None:
+    for index in range(40, 60):
+        Image.new("RGB", (70, 90), (index, 0, 0)).save(photos / f"{index}.png")
+    preview = int8(calib=str(photos))
+    calibration = preview.draft.request.calibration
+    assert calibration is not None
+    assert calibration.count == 60 - GOLDEN_COUNT
+    assert golden_options(preview).draw == Draw(0, 60 - GOLDEN_COUNT)
+    assert preview.notes == (
+        f"{photos} holds 60 images: 44 are calibrated on, 16 are golden inputs; 300 to calibrate on were asked for",
+    )
+
+
+def test_where_too_few_would_be_left_golden_inputs_are_rendered_and_that_is_told(photos: Path) -> None:
+    preview = int8(calib=str(photos))
+    assert golden_options(preview).images == GOLDEN_IMAGES
+    assert any(note.startswith(f"golden inputs are rendered: {photos} holds 40 images") for note in preview.notes)
+    calibration = preview.draft.request.calibration
+    assert calibration is not None
+    assert calibration.count == 300
+
+
+def test_images_to_judge_on_come_before_those_to_calibrate_on(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for label in rendered.CLASSES:
+        (data / label).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (70, 90), (index * 90, len(label) * 9, 0)).save(data / label / f"{index}.png")
+    preview = int8(calib=str(photos), calib_few=True, calib_size=20, data=str(data))
+    assert preview.golden_set == str(data)
+    found = made(preview, tmp_path / "cache")
+    assert len(found) == GOLDEN_COUNT
+    assert len(places(found, preview, data)) > GOLDEN_COUNT // 2, "those of one colour can't be told apart"
+
+
+def test_rendered_ones_remain_to_be_had(photos: Path) -> None:
+    preview = int8(calib=str(photos), calib_few=True, calib_size=20, golden="rendered")
+    assert golden_options(preview).images == preview.golden_set == GOLDEN_IMAGES
+    assert int8(calib="rendered:calib").golden_set == GOLDEN_IMAGES
+
+
+@pytest.mark.parametrize("count", [0, -1, 33])
+def test_a_bundle_holds_some_golden_inputs_and_not_many(count: int) -> None:
+    with pytest.raises(UsageError, match=f"--golden-size {count}: a bundle holds 1 to 32"):
+        prepare("tiny-convnext", ExportOptions(golden_size=count))
+
+
+def test_as_many_are_taken_as_are_asked_for(photos: Path, tmp_path: Path) -> None:
+    preview = prepare("tiny-convnext", ExportOptions(golden=str(photos), golden_size=5, eval_size=10))
+    assert len(made(preview, tmp_path / "cache")) == 5
+
+
+def test_images_to_judge_on_that_change_meanwhile_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for label in rendered.CLASSES:
+        (data / label).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (70, 90), (index * 90, 0, 0)).save(data / label / f"{index}.png")
+    preview = int8(data=str(data))
+    for path in data.rglob("*.png"):
+        Image.new("RGB", (70, 90), (5, 5, 5)).save(path)
+    with pytest.raises(BadInputError, match="has changed since this began"):
+        made(preview, tmp_path / "cache")

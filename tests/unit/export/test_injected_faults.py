@@ -11,11 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.artifact import FileRecord
 from deploykit.bundle import save_tensors
+from deploykit.errors import UnsupportedError
 from deploykit.export import injected_faults, onnx_files
 from deploykit.export.own_run import open_graph
 from deploykit.export.reference import OutputsOptions
 from deploykit.export.stage import TENSORS, Item, Workspace
+from deploykit.models import sources
 from deploykit.runtime import power
+from deploykit.runtime.backends.base import Layer
+from deploykit.runtime.batches import ask
 from deploykit.runtime.power import BIASED, DOUBLED, SCALED, SHIFTED, SWAPPED, ZEROED, InjectedFault
 
 RANDOM = np.random.default_rng(0)
@@ -75,8 +79,8 @@ def measure(tmp_path: Path, model: onnx.ModelProto) -> tuple[InjectedFault, ...]
 def test_faults_are_spread_over_the_depth_and_of_every_kind() -> None:
     layers = injected_faults.layers_of(network())
     assert [layer.weight for layer in layers] == [*(f"w{k}" for k in range(14)), "head"]
-    assert layers[0] == injected_faults.Layer("w0", 0, "b0")
-    assert layers[-1] == injected_faults.Layer("head", 0, "offset")
+    assert layers[0] == Layer("w0", 0, "b0")
+    assert layers[-1] == Layer("head", 0, "offset")
     changes = list(injected_faults.changes_of(layers))
     scaled = [change.tensor for change in changes if change.kind == SCALED]
     assert len(scaled) == injected_faults.LAYERS
@@ -108,9 +112,9 @@ def test_output_channels_of_each_operator() -> None:
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], tensors))
     assert injected_faults.layers_of(model) == (
-        injected_faults.Layer("m", -1, ""),
-        injected_faults.Layer("g", 1, ""),
-        injected_faults.Layer("t", 1, ""),
+        Layer("m", -1, ""),
+        Layer("g", 1, ""),
+        Layer("t", 1, ""),
     )
 
 
@@ -150,3 +154,39 @@ def test_dead_layers_show_no_fault(tmp_path: Path) -> None:
     found = measure(tmp_path, model)
     inputs, _ = power.power_gates(found, power.NOTICEABLE)
     assert inputs.verdict.value == "inconclusive"
+
+
+def test_an_original_is_made_wrong_and_put_right_again() -> None:
+    with sources.open_original(sources.resolve("tiny-convnext")) as session:
+        layers = session.layers()
+        names = {name for layer in layers for name in (layer.weight, layer.bias) if name}
+        before = session.weights(names)
+        inputs = {"input": RANDOM.standard_normal((4, 3, 64, 64)).astype(np.float32)}
+        outputs = ask(session, inputs, 2).arranged()
+        faults = injected_faults.faults_of_session(session, inputs, outputs, 2)
+        after = session.weights(names)
+        again = ask(session, inputs, 2).arranged()
+    assert {fault.kind for fault in faults} == {SCALED, SHIFTED, ZEROED, DOUBLED, BIASED, SWAPPED}
+    assert len({fault.tensor for fault in faults}) >= injected_faults.LAYERS
+    assert all(np.array_equal(before[name], after[name]) for name in names)
+    assert all(np.array_equal(outputs[name], again[name]) for name in outputs)
+    assert power.detected([fault for fault in faults if fault.kind == SHIFTED], power.NOTICEABLE) > 0.9
+
+
+def test_an_original_whose_weights_are_put_back_though_it_fails() -> None:
+    with sources.open_original(sources.resolve("tiny-convnext")) as session:
+        (first, *_) = session.layers()
+        before = session.weights({first.weight})[first.weight]
+        feeds = {"input": np.zeros((1, 3, 64, 64), np.float32)}
+        with pytest.raises(RuntimeError):
+            session.infer_with(feeds, {first.weight: np.zeros((1, 2), np.float32)})
+        assert np.array_equal(session.weights({first.weight})[first.weight], before)
+
+
+def test_a_graph_that_is_an_original_shows_no_weights(tmp_path: Path) -> None:
+    onnx_files.save(network(), tmp_path / onnx_files.MODEL)
+    with open_graph(tmp_path / onnx_files.MODEL) as session:
+        assert session.layers() == ()
+        assert injected_faults.faults_of_session(session, {}, {}, 1) == ()
+        with pytest.raises(UnsupportedError, match=r"can't run with other weights: \['w0'\]"):
+            session.infer_with({}, {"w0": np.zeros(1, np.float32)})

@@ -26,7 +26,7 @@ from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
-from deploykit.workflow.options import golden_size
+from deploykit.workflow.options import rendered_size
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of its own internals
 
@@ -43,7 +43,7 @@ def golden() -> Item:
     """Images of 64 pixels."""
     folder = Path(tempfile.mkdtemp())
     recipe = sources.resolve("tiny-convnext").recipe
-    images = rendered_images("rendered:calib", 3, golden_size(recipe))
+    images = rendered_images("rendered:calib", 3, rendered_size(recipe))
     save_tensors(folder / TENSORS, {"input": normalize(prepare_crops(images, recipe), recipe)})
     return Item("tensors", folder, (FileRecord.of(folder, TENSORS),))
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from deploykit.runtime import drift
 from deploykit.runtime.drift import (
     TIE_MARGIN,
     Answers,
@@ -212,6 +213,8 @@ def test_classify_refuses_shapes_that_do_not_fit(shape: tuple[int, ...]) -> None
 def test_about_the_mean_answer_what_rows_share_counts_for_nothing(pair: tuple[Array, Array], offset: float) -> None:
     r, c = (array.astype(np.float64) for array in pair)
     assume(len(r) > 1 and np.ptp(r, axis=0).max() > 1e-3)
+    apart = np.abs(r - c).max()
+    assume(apart == 0.0 or apart > 1e-6)  # less is lost in the rounding of what it is added to
     moved = r + offset, c + offset
     for metric in (relative_max, sqnr_db):
         expected = metric(r, c, mean_answer(r))
@@ -288,3 +291,31 @@ def test_the_scale_of_a_channel_does_not_matter_where_each_has_its_own(scale: fl
     alive = np.abs(np.log10(np.asarray([185, 185, 185, 185, 0.29]) * factors / max(185 * factors.max(), 1))).max() < 2.9
     if after is not None and alive:
         assert after == pytest.approx(before, abs=0.5)
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.1, 0.96), (0.3, 0.92), (0.5, 0.87)])
+def test_the_lower_bound_of_the_sqnr_lies_below_what_all_inputs_have(spread: float, least: float) -> None:
+    random = np.random.default_rng(11)
+    sizes = np.exp(random.normal(0.0, spread, 8000))
+    expected = random.standard_normal((8000, 20))
+    found = expected + 1e-3 * sizes[:, None] * random.standard_normal((8000, 20))
+    true = drift.sqnr_db(expected, found)
+    bounds = [drift.sqnr_db_least(expected[at : at + 16], found[at : at + 16]) for at in range(0, 8000, 16)]
+    assert least < np.mean([bound <= true for bound in bounds]) < 1.0
+
+
+@given(st.integers(0, 2**31))
+def test_the_lower_bound_of_the_sqnr_lies_between_its_worst_row_and_its_value(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    expected = random.standard_normal((8, 5))
+    found = expected + random.standard_normal((8, 5)) * 10.0 ** random.uniform(-4, 0, (8, 1))
+    least = drift.sqnr_db_least(expected, found)
+    assert drift.rows_sqnr_db(expected, found).min() - 1e-9 <= least <= drift.sqnr_db(expected, found) + 1e-9
+
+
+def test_of_one_row_the_lower_bound_is_the_value_and_of_equal_ones_infinite() -> None:
+    one = np.ones((1, 3))
+    assert drift.sqnr_db_least(one, one * 1.1) == drift.sqnr_db(one, one * 1.1)
+    many = np.arange(12.0).reshape(4, 3)
+    assert drift.sqnr_db_least(many, many) == math.inf
+    assert drift.sqnr_db_least(np.zeros((4, 3)), np.ones((4, 3))) == -math.inf

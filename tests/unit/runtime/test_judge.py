@@ -375,6 +375,21 @@ def test_images_that_could_not_be_had_are_on_record(tmp_path: Path) -> None:
     assert (found.verdict, code(found), code(found, strict=True)) == (Verdict.PASS, 0, 6)
 
 
+def test_answers_that_never_differ_prove_nothing(tmp_path: Path) -> None:
+    weights = np.zeros_like(WEIGHTS)
+    model = save(tmp_path / "m.onnx", weights=weights)
+    alike = {"logits": reference(INPUTS, weights)}
+    found = judged(model, Brief(Golden({"input": INPUTS}, {ORIGINAL: alike}), {"f32": STRICT}))
+    assert (found.verdict, code(found)) == (Verdict.INCONCLUSIVE, 6)
+    assert "answers all 6 golden inputs alike" in found.reason
+    assert "--golden" in found.reason
+    one = {"logits": alike["logits"][:1]}
+    single = judged(model, Brief(Golden({"input": INPUTS[:1]}, {ORIGINAL: one}), {"f32": STRICT}))
+    assert single.verdict is Verdict.PASS
+    wrong = judged(save(tmp_path / "w.onnx"), Brief(Golden({"input": INPUTS}, {ORIGINAL: alike}), {"f32": STRICT}))
+    assert wrong.verdict is Verdict.FAIL
+
+
 def test_progress_counts_images_up_to_all(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     model = save(tmp_path / "m.onnx")

@@ -128,3 +128,33 @@ def test_an_original_of_pytorch_is_compared_with_itself_in_float64() -> None:
     ((name, value),) = rounding.items()
     assert 0 < value < 1e-9
     assert np.array_equal(before[name], after[name]), "the weights are what they were"
+
+
+def rows_of_noise(sizes: list[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Answers of which each row is off by a size of its own."""
+    expected = np.random.default_rng(5).standard_normal((len(sizes), 50)).astype(np.float32)
+    expected -= expected.mean(axis=0)
+    signs = np.where(np.arange(50) % 2, 1, -1)
+    return expected, (expected + np.asarray(sizes)[:, None] * signs).astype(np.float32)
+
+
+def test_a_pass_that_hangs_on_which_inputs_were_drawn_is_inconclusive() -> None:
+    expected, found = rows_of_noise([1e-5] * 12 + [3e-4] * 4)
+    near = Budget(sqnr_db=75.5)
+    gates, metrics = judged(expected, found, budget=near)
+    judged_value = gates["sqnr_db"]
+    assert 75.5 < metrics["sqnr_db"] == judged_value.value == judged_value.upper
+    assert judged_value.lower < 75.5
+    assert judged_value.verdict is Verdict.INCONCLUSIVE
+    assert "16 golden inputs" in judged_value.reason
+    assert "--golden-size" in judged_value.reason
+    assert judged(expected, found, budget=Budget(sqnr_db=70.0))[0]["sqnr_db"].verdict is Verdict.PASS
+    assert judged(expected, found, budget=Budget(sqnr_db=80.0))[0]["sqnr_db"].verdict is Verdict.FAIL
+
+
+def test_rows_that_are_all_off_alike_leave_nothing_open() -> None:
+    signs = np.where(np.arange(16) % 2, 1.0, -1.0).astype(np.float32)
+    expected = signs[:, None] * np.asarray([1.0, 2.0, 3.0], np.float32)
+    gates, _ = judged(expected, expected * np.float32(1 + 1e-4), budget=Budget(sqnr_db=79.0))
+    assert gates["sqnr_db"].verdict is Verdict.PASS
+    assert gates["sqnr_db"].lower == pytest.approx(gates["sqnr_db"].value, abs=1e-6)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -25,6 +26,21 @@ Tensors = Mapping[str, Tensor]
 Nanoseconds = NDArray[np.int64]
 GROUP = "deploykit.backends"
 CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights.
+
+    Attributes:
+        weight: Name of the weights, of two axes or more.
+        axis: Of them, that of the output channels.
+        bias: Name of the bias; "" where it has none.
+    """
+
+    weight: str
+    axis: int
+    bias: str
 
 
 class Session(ABC):
@@ -106,6 +122,30 @@ class Session(ABC):
             UnsupportedError: This runtime or this model can't.
         """
         raise UnsupportedError(f"{self.ran.backend} doesn't compute in float64: {sorted(feeds)}")
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the layers whose weights `infer_with` can change, in the model's order; () where it can't."""
+        return ()
+
+    def weights(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Return copies of weights or biases of `layers`, by name.
+
+        Raises:
+            UnsupportedError: This runtime doesn't show them.
+        """
+        raise UnsupportedError(f"{self.ran.backend} doesn't show its weights: {sorted(names)}")
+
+    def infer_with(self, feeds: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Run once with other values for some weights, and put back those that were there.
+
+        Args:
+            feeds: As for `infer`.
+            changed: Values by the names of `layers`, of the shapes that `weights` returns.
+
+        Raises:
+            UnsupportedError: This runtime can't.
+        """
+        raise UnsupportedError(f"{self.ran.backend} can't run with other weights: {sorted(changed)}")
 
     def phases(self, feeds: Mapping[str, Tensor], iterations: int) -> dict[str, Nanoseconds]:  # noqa: ARG002 - none here
         """Return how long each part of `iterations` inferences took, (iterations,) each, by name; {} where it has no parts."""
