@@ -121,6 +121,29 @@ def test_a_gate_shows_enough_digits_to_tell_its_value_from_its_bound() -> None:
     assert "at least 97 %" in terminal.gate_text(close)
 
 
+def test_the_same_numbers_from_two_references_are_one_line_and_a_reason_is_told_once() -> None:
+    missed = replace(
+        gate(verdict=Verdict.INCONCLUSIVE, reason="they vary too little"), value=2e-4, lower=2e-4, upper=2e-4
+    )
+    gates = [
+        missed,
+        replace(missed, reference="hub"),
+        replace(missed, metric="cosine"),
+        replace(missed, metric="cosine", reference="hub", value=3e-4),
+        replace(missed, metric="finite", verdict=Verdict.FAIL, reason=""),
+        replace(missed, metric="equal", verdict=Verdict.PASS),
+    ]
+    told = list(terminal.complaints(Report("b", (judgement(Verdict.FAIL, *gates),))))
+    assert [line.partition(": ")[2].partition(";")[0] for line in told] == [
+        "relative_max 0.0002 from original and hub, n=4",
+        "cosine 0.0002 from original, n=4",
+        "cosine 0.0003 from hub, n=4",
+        "finite 0.0002 from original, n=4",
+    ]
+    assert [line.endswith("they vary too little") for line in told] == [False, False, True, False]
+    assert [line[0] for line in told] == ["?", "?", "?", "✘"]
+
+
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 
 

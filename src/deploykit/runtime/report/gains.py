@@ -116,7 +116,7 @@ def table(manifest: Manifest) -> Table | None:
         grid.add_column(title, justify="left" if title in {"artifact", "left in float"} else "right", no_wrap=True)
     for gain in found:
         speed = "" if gain.speed_ratio is None else f"{gain.speed_ratio:.2f}× fp32"
-        change = "" if gain.accuracy_change is None else f"{100 * gain.accuracy_change:+.2f} pp"
+        change = "" if gain.accuracy_change is None else f"{round(100 * gain.accuracy_change, 2) + 0.0:+.2f} pp"
         share = "" if gain.int8_share is None else f"{100 * gain.int8_share:.0f} %"
         count = sum(gain.left.values())
         size = f"{megabytes(gain.artifact.bytes)} ({gain.size_ratio:.2f}×)"

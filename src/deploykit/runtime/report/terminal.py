@@ -291,9 +291,7 @@ def complaints(report: Report) -> Iterator[str]:
         if judgement.reason and judgement.verdict is not Verdict.NOT_RUN:
             mark = MARKS[Verdict.INCONCLUSIVE if judgement.verdict is Verdict.PASS else judgement.verdict][0][0]
             yield f"{mark} {where}: {judgement.reason}"
-        for gate in judgement.gates:
-            if gate.verdict is not Verdict.PASS:
-                yield f"{MARKS[gate.verdict][0][0]} {where}: {gate_text(gate)}"
+        yield from (f"{mark} {where}: {text}" for mark, text in _missed(judgement.gates))
         for reason in judgement.not_run:
             yield f"– {where}: not run: {reason}"
     yield from (f"note: {note}" for note in report.notes)
@@ -306,6 +304,29 @@ def complaints(report: Report) -> Iterator[str]:
     for gate in report.latency:
         if gate.verdict is not Verdict.PASS:
             yield f"{MARKS[gate.verdict][0][0]} {gate.reference}: {gate_text(gate)}"
+
+
+def _missed(gates: Iterable[GateResult]) -> Iterator[tuple[str, str]]:
+    """Yield the mark and the text of each gate that did not pass: once for all references of the same numbers.
+
+    A reason that several gates share is told with the last of them.
+    """
+    references: dict[GateResult, list[str]] = {}
+    for gate in gates:
+        if gate.verdict is not Verdict.PASS:
+            alike = next((one for one in references if _is_alike(one, gate)), gate)
+            references.setdefault(alike, []).append(gate.reference)
+    last = {gate.reason: gate for gate in references}
+    for gate, names in references.items():
+        told = gate if last[gate.reason] is gate else replace(gate, reason="")
+        yield MARKS[gate.verdict][0][0], gate_text(replace(told, reference=" and ".join(names)))
+
+
+def _is_alike(one: GateResult, other: GateResult) -> bool:
+    """Tell whether two gates differ by nothing that is read but what they compare with."""
+    return one.verdict is other.verdict and gate_text(replace(one, reference="")) == gate_text(
+        replace(other, reference="")
+    )
 
 
 def unsure(report: Report) -> Iterator[str]:
@@ -339,9 +360,9 @@ def power(report: Report) -> Iterator[str]:
     _, names = names_of(report)
     told: dict[str, str] = {}
     for judgement in report.judgements:
-        shares = [judgement.metrics.get(name) for name in TOLD]
-        if judgement.artifact not in told and None not in shares:
-            small, gross = (f"{share:.0%}".replace("%", " %") for share in shares if share is not None)
+        shares = [judgement.metrics.get(name, math.nan) for name in TOLD]
+        if judgement.artifact not in told and all(map(math.isfinite, shares)):
+            small, gross = (f"{share:.0%}".replace("%", " %") for share in shares)
             told[judgement.artifact] = f"{names.get(judgement.artifact, judgement.artifact)} {small} and {gross}"
     if told:
         first, second = TOLD.values()
