@@ -223,7 +223,7 @@ def export(
             model,
             options,
             watcher=watcher,
-            on_plan=None if as_json else _print_plan,
+            on_plan=None if as_json else show_plan,
             command=command,
             quiet=not verbose,
         )
@@ -267,8 +267,10 @@ def _words(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(","))) if text is not None else ()
 
 
-def _print_plan(preview: Preview) -> None:
+def show_plan(preview: Preview) -> None:
+    """Print what an export is about to do, before anything runs."""
     from deploykit.cli import render
+    from deploykit.data.imageset import ships
 
     original = preview.original
     console = render.err()
@@ -287,7 +289,8 @@ def _print_plan(preview: Preview) -> None:
     words = [*graphs, f"[{cells}]", *measured]
     for note in preview.notes:
         console.print(f"note  {note}", markup=False)
-    golden = f"{preview.draft.golden_count} golden inputs of {preview.golden_set}"
+    kept = ", kept in the bundle" if preview.draft.request.golden and not ships(preview.golden_set) else ""
+    golden = f"{preview.draft.golden_count} golden inputs of {preview.golden_set}{kept}"
     console.print(f"plan  {' → '.join(words)}   {len(preview.plan.nodes)} nodes · {golden}", markup=False)
 
 

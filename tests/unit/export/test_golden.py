@@ -10,6 +10,7 @@ from PIL import Image
 
 from deploykit.bundle import load_tensors
 from deploykit.calibration.images import open_calibration
+from deploykit.cli.export import show_plan
 from deploykit.data import rendered
 from deploykit.data.preprocess import crop, normalize
 from deploykit.errors import BadInputError, UsageError
@@ -229,3 +230,11 @@ def test_images_to_judge_on_that_change_meanwhile_are_refused(tmp_path: Path) ->
         Image.new("RGB", (70, 90), (5, 5, 5)).save(path)
     with pytest.raises(BadInputError, match="has changed since this began"):
         made(preview, tmp_path / "cache")
+
+
+def test_the_plan_says_which_images_a_bundle_will_hold(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(int8(calib=str(photos), calib_few=True, calib_size=20, golden_size=8))
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"8 golden inputs of {photos}, kept in the bundle" in told
+    show_plan(int8(golden="rendered"))
+    assert " ".join(capsys.readouterr().err.split()).endswith("16 golden inputs of rendered:calib")
