@@ -5,7 +5,9 @@
     ├── UsageError           2   the request itself makes no sense
     ├── MissingComponentError     5   a library or device asked for is not here
     ├── ResourceError        5   no disk, no memory, a lock that another process holds
+    │   └── TimeLimitError   5   the time that was given is over
     ├── BadInputError        7   corrupt, unsafe or tampered files
+    │   └── CrashError       7   a runtime crashed on a file
     └── UnsupportedError     8   this target can't express this model
         └── BakedAxisError   8   an axis declared dynamic works at the traced size only
 
@@ -70,10 +72,18 @@ class ResourceError(DeploykitError):
     exit_code = 5
 
 
+class TimeLimitError(ResourceError):
+    """The time that was given for something is over."""
+
+
 class BadInputError(DeploykitError):
     """A file is corrupt, unsafe, tampered with, or newer than this version reads."""
 
     exit_code = 7
+
+
+class CrashError(BadInputError):
+    """A runtime crashed on a file: its process is gone."""
 
 
 class UnsupportedError(DeploykitError):

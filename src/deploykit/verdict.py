@@ -185,6 +185,7 @@ class Judgement:
         measured_at: UTC, ISO 8601.
         processor: Class of the processor that computed it, of `deploykit.runtime.processors`; None where none did, or where it
             isn't on record.
+        site: Name of the virtual site whose emulated processor ran it; None where this machine did.
     """
 
     artifact: str
@@ -197,6 +198,12 @@ class Judgement:
     not_run: tuple[str, ...]
     measured_at: str
     processor: str | None = field(default=None, metadata=LATER)
+    site: str | None = field(default=None, metadata=LATER)
+
+    @property
+    def label(self) -> str:
+        """How and where it ran: "onnxruntime cpu f32 on arm64"."""
+        return self.run.label if self.site is None else f"{self.run.label} on {self.site}"
 
 
 @dataclass(frozen=True)
@@ -403,7 +410,7 @@ class Report:
     @property
     def not_run(self) -> tuple[str, ...]:
         """Every check that could not be made here, with its reason."""
-        judged = [f"{j.artifact} ({j.run.label}): {reason}" for j in self.judgements for reason in j.not_run]
+        judged = [f"{j.artifact} ({j.label}): {reason}" for j in self.judgements for reason in j.not_run]
         return (*judged, *self.untimed)
 
     def exit_code(self, *, strict: bool, must_run: bool = False) -> int:

@@ -16,10 +16,12 @@ from tests.bundles import reseal, write_bundle
 from tests.e2e.support import python, run
 
 COMMANDS = ("export", "build", "verify", "bench", "inspect", "doctor", "models", "run")
+GROUPS = {"site": ("list", "add", "remove")}
+ALL = (*COMMANDS, *(f"{group} {name}" for group, names in GROUPS.items() for name in names))
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "scipy", "numpy", "rich")
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *ALL, *GROUPS])
 def test_help_imports_no_heavy_library(command: str) -> None:
     program = (
         "import sys\n"
@@ -33,9 +35,9 @@ def test_help_imports_no_heavy_library(command: str) -> None:
     assert outcome.out.strip().splitlines()[-1] == "HEAVY []"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ALL)
 def test_help_has_an_example_and_describes_every_option(command: str) -> None:
-    outcome = run(command, "--help")
+    outcome = run(*command.split(), "--help")
     assert f"    deploykit {command}" in outcome.out
     for line in outcome.out.splitlines():
         assert not line.rstrip().endswith(("<text>", "<path>", "<str>")), f"{command}: no help in {line!r}"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect as inspect_module
 import sys
 import traceback
-from types import ModuleType
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
 
-from deploykit.cli import bench, build, doctor, export, inspect, models, run, streams, verify
+from deploykit.cli import bench, build, doctor, export, inspect, models, run, site, streams, verify
 from deploykit.errors import DeploykitError, Hint, InternalError, ResourceError, UsageError, of_os_error
 
 INTERRUPTED = 130
 COMMANDS = (export, build, verify, bench, inspect, doctor, models, run)
+#: Commands that have commands of their own.
+GROUPS = (site,)
 #: Of all errors of the parser: typer has click's classes, from click itself or from a copy of its own.
 PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -29,15 +31,20 @@ app = typer.Typer(
 )
 
 
-def _help(module: ModuleType) -> dict[str, str]:
+def _help(command: Callable[..., Any], examples: Iterable[str]) -> dict[str, str]:
     """Return a command's help: what it does, examples, the rest; and the first of it for the list of commands."""
-    first, _, rest = inspect_module.cleandoc(module.COMMAND.__doc__).partition("\n\n")
-    examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
-    return {"help": f"{first}\n\n\b\nExamples:\n{examples}\n\n{rest}", "short_help": " ".join(first.split())}
+    first, _, rest = inspect_module.cleandoc(command.__doc__ or "").partition("\n\n")
+    shown = "\n".join(f"  {line}" for line in examples)
+    return {"help": f"{first}\n\n\b\nExamples:\n{shown}\n\n{rest}", "short_help": " ".join(first.split())}
 
 
 for command in COMMANDS:
-    app.command(**_help(command))(command.COMMAND)  # type: ignore[arg-type]
+    app.command(**_help(command.COMMAND, command.EXAMPLES))(command.COMMAND)  # type: ignore[arg-type]
+for group in GROUPS:
+    inner = typer.Typer(help=group.HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+    for name, function in group.COMMANDS.items():
+        inner.command(name, **_help(function, group.EXAMPLES[name]))(function)  # type: ignore[arg-type]
+    app.add_typer(inner, name=group.NAME)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deploykit.cli import source
-from deploykit.errors import UsageError
+from deploykit.errors import Hint, UsageError
 
 EXAMPLES = (
     "deploykit verify deploy/tiny-convnext",
@@ -17,6 +17,7 @@ EXAMPLES = (
     "deploykit verify deploy/tiny-convnext --data labels.csv",
     "deploykit verify deploy/net --data val/ --reference py:my.package:net --weights net.pth",
     "deploykit verify deploy/tiny-convnext --device cuda",
+    "deploykit verify deploy/tiny-convnext --on avx2,sse4,arm64,arm64-a72",
     "deploykit verify deploy/tiny-lcm-unet --html report.html",
     "deploykit verify model.onnx --reference tiny-convnext",
 )
@@ -49,6 +50,15 @@ def verify(
         typer.Option(metavar="NAME", help="Judge a bare file as this, such as int8, whatever its weights are held in."),
     ] = None,
     device: source.Device = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SITE,...", help="Judge on emulated processors instead, such as avx2,arm64: see `site list`."
+        ),
+    ] = None,
+    on_limit: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="What each artifact may take on each of them.")
+    ] = 600.0,
     weights: source.Weights = None,
     random_weights: source.RandomWeights = False,
     checkpoint_key: source.CheckpointKey = None,
@@ -100,6 +110,8 @@ def verify(
         golden_size=golden_size,
         precision=precision,
         device=device,
+        on=_sites(on),
+        on_limit_s=on_limit,
         source=source.source_options(
             weights=weights,
             random_weights=random_weights,
@@ -137,6 +149,18 @@ def verify(
         if html is not None:
             render.out().print(f"wrote   {html}", markup=False)
     raise typer.Exit(report.exit_code(strict=not allow_not_run, must_run=True))
+
+
+def _sites(typed: str | None) -> tuple[str, ...]:
+    """Return the names in a list.
+
+    Raises:
+        UsageError: There is none in it.
+    """
+    names = tuple(filter(None, (name.strip() for name in (typed or "").split(","))))
+    if typed is not None and not names:
+        raise UsageError("--on names no site", Hint("deploykit site list", "has their names"))
+    return names
 
 
 COMMAND = verify

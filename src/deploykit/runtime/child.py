@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO
+
+from deploykit.errors import Hint
 
 _KILLED = -int(getattr(signal, "SIGKILL", 9))
 
@@ -21,6 +25,35 @@ def start_of(module: str) -> str:
 def environment() -> dict[str, str]:
     """Return the environment in which this interpreter finds modules where this process does."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)}  # noqa: PTH109
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """What runs the Python of a child process.
+
+    Attributes:
+        title: What messages call it.
+        words: The command line that starts it, before Python's own arguments.
+        environment: All of the child's environment.
+        remedies: What to do where it can't run our code.
+        limit_s: Seconds after which the child is ended; None for no limit.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+    remedies: tuple[Hint, ...] = ()
+    limit_s: float | None = None
+
+    @classmethod
+    def own(cls) -> Interpreter:
+        """This one, with this process's sys.path."""
+        return cls(sys.executable, (sys.executable,), environment())
+
+    @classmethod
+    def at(cls, python: str) -> Interpreter:
+        """Another environment's, which finds its own modules."""
+        return cls(python, (python,), dict(os.environ), (Hint(f"{python} -m pip install --upgrade deploykit"),))
 
 
 def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:

@@ -125,14 +125,15 @@ def here() -> Processor:
     return class_of(Machine.here())
 
 
-def excluded(names: Collection[str], backend: str) -> str:
+def excluded(names: Collection[str], backend: str, processor: Processor | None = None) -> str:
     """Return why something that is made for some classes can't be held to its word on this one; "" where it can.
 
     Args:
         names: Of the classes; none for all.
         backend: Name of the backend that runs it: where that adds in 32 bits, it computes the same on every class.
+        processor: The class that is meant by "this one"; None is this machine's.
     """
-    processor = here()
+    processor = processor or here()
     if not names or processor.name in names or processor.sums_in(backend) is Sums.EXACT:
         return ""
     return f"made for {', '.join(names)}: on {processor.name}, which this processor is, its products may saturate"

@@ -11,8 +11,8 @@ import contextlib
 import gc
 import hashlib
 import os
+import platform
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,16 +26,18 @@ from deploykit import serde
 from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.errors import (
     BadInputError,
-    Hint,
+    CrashError,
     InternalError,
     MissingComponentError,
     ResourceError,
+    TimeLimitError,
     UsageError,
 )
-from deploykit.runtime.backends.base import Nanoseconds, Session, Tensor, get_backend
-from deploykit.runtime.child import claim_pipes, ending_of, environment, start_of, was_killed
+from deploykit.runtime import features
+from deploykit.runtime.backends.base import Nanoseconds, Session, Tensor, backend_names, get_backend
+from deploykit.runtime.child import Interpreter, claim_pipes, ending_of, start_of, was_killed
 from deploykit.runtime.frames import Frame, Header, exception_of, failure_of, receive, send
-from deploykit.verdict import Ran
+from deploykit.verdict import Executed, Ran
 
 PROTOCOL: Final = 1
 CLOSE_SECONDS: Final = 5.0
@@ -78,6 +80,16 @@ class WorkerSession(Session):
     def pid(self) -> int:
         """Id of the child's process."""
         return self._child.pid
+
+    @property
+    def overdue(self) -> str:
+        """That the child was ended because its time was over; "" where it was not."""
+        return self._child.overdue
+
+    def executed(self, feeds: Mapping[str, Tensor]) -> tuple[Executed, ...]:
+        """Return the layers as the session in the child tells them. Raises what that raises."""
+        header, _ = self._exchange("executed", {}, self._checked(feeds))
+        return serde.from_json(tuple[Executed, ...], header.get("layers"), "worker")
 
     def time(self, feeds: Mapping[str, Tensor], iterations: int) -> Nanoseconds:
         """Measure single inferences, one after another, within the child.
@@ -123,21 +135,50 @@ class WorkerSession(Session):
         self._child.stop()
 
 
-def open_in_worker(model: str, config: RunConfig, *, python: str | None = None) -> WorkerSession:
+@dataclass(frozen=True)
+class Described:
+    """What a worker says of where it runs.
+
+    Attributes:
+        arch: What its system calls the instruction set.
+        flags: What its processor answers to have, see `deploykit.runtime.features`.
+        python: Version of its interpreter.
+        libraries: Version of the library behind each backend that is installed there, by the name of the backend; {} where
+            that wasn't asked.
+    """
+
+    arch: str
+    flags: tuple[str, ...]
+    python: str
+    libraries: Mapping[str, str]
+
+
+def open_in_worker(
+    model: str,
+    config: RunConfig,
+    *,
+    interpreter: Interpreter | None = None,
+    admit: Callable[[Described], None] | None = None,
+) -> WorkerSession:
     """Open `model` in a new process.
 
     Args:
         model: As for `Backend.open`; a relative path is relative to the current folder.
         config: How to run it.
-        python: Interpreter of another environment that has deploykit; None takes this one, with this process's sys.path.
+        interpreter: What runs the worker; None takes this one, with this process's sys.path.
+        admit: Called with what the worker says of where it runs, before anything is opened; raises where that isn't right.
 
     Raises:
         MissingComponentError: The interpreter can't run a worker, or what `Backend.open` misses.
-        BadInputError: What `Backend.open` finds, or the runtime crashed on this file.
+        TimeLimitError: The interpreter's time is over.
+        CrashError: The runtime crashed on this file.
+        BadInputError: What `Backend.open` finds.
         UnsupportedError: The runtime refuses the model or the precision.
     """
-    child = _Child(model, python)
+    child = _Child(model, interpreter or Interpreter.own())
     try:
+        if admit is not None:
+            admit(_described(child))
         header, _ = child.exchange("open", {"model": model, "config": serde.to_json(config)}, {})
         return WorkerSession(child, serde.from_json(_Opened, header.get("opened"), "worker"))
     except BaseException:
@@ -145,24 +186,51 @@ def open_in_worker(model: str, config: RunConfig, *, python: str | None = None) 
         raise
 
 
+def describe(interpreter: Interpreter) -> Described:
+    """Return what a worker says of where it runs.
+
+    Raises:
+        MissingComponentError: The interpreter can't run a worker.
+        TimeLimitError: The interpreter's time is over.
+    """
+    child = _Child(interpreter.title, interpreter)
+    try:
+        return _described(child, libraries=True)
+    finally:
+        child.stop()
+
+
+def _described(child: _Child, *, libraries: bool = False) -> Described:
+    header, _ = child.exchange("describe", {"libraries": libraries}, {})
+    return serde.from_json(Described, header.get("described"), "worker")
+
+
 class _Child:
     """The process and its pipes: one request, one reply."""
 
-    def __init__(self, model: str, python: str | None) -> None:
+    def __init__(self, model: str, interpreter: Interpreter) -> None:
         self._model = model
+        self._interpreter = interpreter
         self._stderr = b""
-        command = [python or sys.executable, "-c", start_of(__name__)]
+        self.overdue = ""
+        command = [*interpreter.words, "-c", start_of(__name__)]
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(python), start_new_session=True
+                command, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(interpreter.environment), start_new_session=True
             )
         except OSError as error:
-            raise MissingComponentError(f"{command[0]} can't be started: {error.strerror}") from error
+            raise MissingComponentError(
+                f"{command[0]} can't be started: {error.strerror}", *interpreter.remedies
+            ) from error
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+        self._clock = threading.Timer(interpreter.limit_s or 0.0, self._expire)
+        self._clock.daemon = True
         try:
-            self._greet(command[0])
+            if interpreter.limit_s is not None:
+                self._clock.start()
+            self._greet()
         except BaseException:
             self.kill()
             raise
@@ -206,6 +274,7 @@ class _Child:
 
     def kill(self) -> None:
         """End the child at once and free the pipes."""
+        self._clock.cancel()
         self._process.kill()
         self._process.wait()
         self._listener.join(timeout=1.0)
@@ -214,6 +283,11 @@ class _Child:
         for pipe in (*self._pipes(), *ended):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+    def _expire(self) -> None:
+        """End a child whose time is over; whoever waits for it finds out that it is gone."""
+        self.overdue = f"over {self._interpreter.limit_s:g} s"
+        self._process.kill()
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
@@ -228,18 +302,19 @@ class _Child:
         lines = self._stderr.decode(errors="replace").strip().splitlines()[-_STDERR_SHOWN:]
         return "\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
 
-    def _greet(self, python: str) -> None:
+    def _greet(self) -> None:
+        title, remedies = self._interpreter.title, self._interpreter.remedies
         try:
             header, _ = receive(self._pipes()[1])
         except (EOFError, OSError, BadInputError) as error:
             self.kill()
-            raise MissingComponentError(
-                f"{python} can't run deploykit's worker{self._tail()}", Hint(f"{python} -m pip install deploykit")
-            ) from error
+            if self.overdue:
+                raise TimeLimitError(f"{title}: {self.overdue}") from error
+            raise MissingComponentError(f"{title} can't run deploykit's worker{self._tail()}", *remedies) from error
         if header.get("protocol") != PROTOCOL:
             raise MissingComponentError(
-                f"deploykit of {python} speaks worker protocol {header.get('protocol')}, this one speaks {PROTOCOL}",
-                Hint(f"{python} -m pip install --upgrade deploykit"),
+                f"deploykit of {title} speaks worker protocol {header.get('protocol')}, this one speaks {PROTOCOL}",
+                *remedies,
             )
 
     def _died(self) -> NoReturn:
@@ -247,16 +322,13 @@ class _Child:
             self._process.wait(CLOSE_SECONDS)
         self.kill()
         code = self._process.returncode
+        if self.overdue:
+            raise TimeLimitError(f"{self._model}: {self.overdue}")
         if was_killed(code):
             raise ResourceError(
                 f"the process that ran {self._model} was killed (SIGKILL), as systems do where memory runs out{self._tail()}"
             )
-        raise BadInputError(f"the runtime crashed on {self._model}: {ending_of(code)}{self._tail()}")
-
-
-def _environment(python: str | None) -> dict[str, str]:
-    """Return the child's environment; an interpreter of another one finds its own modules."""
-    return environment() if python is None else dict(os.environ)
+        raise CrashError(f"the runtime crashed on {self._model}: {ending_of(code)}{self._tail()}")
 
 
 def _fingerprint(feeds: Mapping[str, Tensor]) -> str:
@@ -277,7 +349,9 @@ class _Host:
         self._session: Session | None = None
         self._feeds: dict[str, Tensor] = {}
         self._answers: dict[str, Callable[[Header, dict[str, Tensor]], Frame]] = {
+            "describe": self._describe,
             "open": self._open,
+            "executed": self._executed,
             "infer": self._infer,
             "time": self._time,
             "phases": self._phases,
@@ -290,6 +364,20 @@ class _Host:
             return self._answers[header["op"]](header, arrays)
         except Exception as error:  # noqa: BLE001 - the parent raises it again
             return {"failure": failure_of(error)}, {}
+
+    def _describe(self, header: Header, _: dict[str, Tensor]) -> Frame:
+        backends = {name: get_backend(name) for name in (backend_names() if header["libraries"] else ())}
+        libraries = {name: backend.component.version() for name, backend in backends.items()}
+        here = Described(
+            platform.machine(),
+            features.answered(),
+            platform.python_version(),
+            {name: version for name, version in libraries.items() if version is not None},
+        )
+        return {"described": serde.to_json(here)}, {}
+
+    def _executed(self, _: Header, feeds: dict[str, Tensor]) -> Frame:
+        return {"layers": serde.to_json(self._opened().executed(feeds))}, {}
 
     def _open(self, header: Header, _: dict[str, Tensor]) -> Frame:
         config = serde.from_json(RunConfig, header["config"], "config")

@@ -81,15 +81,17 @@ def notes(manifest: Manifest, found: Sequence[Judgement]) -> Iterator[str]:
         manifest: With the record.
         found: Judged now.
     """
-    now = {(one.artifact, one.run.label): one for one in found if one.processor}
-    moved: dict[tuple[str, str], list[str]] = {}
-    for before in manifest.judgements:
-        after, known = now.get((before.artifact, before.run.label)), class_on_record(before, manifest)
-        if after is None or not known or not after.processor or known == after.processor:
+    known = {(one.artifact, one.run.label): (one, class_on_record(one, manifest)) for one in manifest.judgements}
+    moved: dict[tuple[str, str, str], list[str]] = {}
+    for after in found:
+        before, there = known.get((after.artifact, after.run.label), (after, ""))
+        if not there or not after.processor or there == after.processor:
             continue
-        differing = moved.setdefault((known, after.processor), [])
+        here = "here" if after.site is None else f"at site {after.site}"
+        differing = moved.setdefault((there, after.processor, here), [])
         if after.verdict is not before.verdict and before.verdict in _WAS and after.verdict in _IS:
             name = f"{after.artifact} ({texts.one_line(after.run.label)})"
-            differing.append(f"{name} {_WAS[before.verdict]} there and {_IS[after.verdict]} here")
-    for (there, here), differing in moved.items():
-        yield f"judged on {there} before, on {here} here: {'; '.join(differing) or 'the verdicts are the same'}"
+            differing.append(f"{name} {_WAS[before.verdict]} there and {_IS[after.verdict]} {here}")
+    for (there, processor, here), differing in moved.items():
+        told = "; ".join(differing) or "the verdicts are the same"
+        yield f"judged on {there} before, on {processor} {here}: {told}"

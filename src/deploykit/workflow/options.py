@@ -17,6 +17,8 @@ GOLDEN_LIMIT = 32
 GOLDEN_IMAGES = "rendered:calib"
 #: What `golden` says to have them rendered though there are photographs.
 RENDERED = "rendered"
+#: Seconds that an artifact may take on an emulated processor, which computes some 50 times slower.
+ON_LIMIT_S = 600.0
 #: Images that activations are measured on.
 CALIB_SIZE = 300
 
@@ -103,6 +105,8 @@ class VerifyOptions:
         golden_size: How many are taken.
         precision: What a bare artifact is judged as; None: what its weights are held in.
         device: Where everything runs, such as "cuda:0"; None: where its RunConfigs say.
+        on: Virtual sites to judge on instead of this machine, such as "avx2" and "arm64": processors that are emulated.
+        on_limit_s: Seconds that each artifact may take on each of them, in each way to run it.
         source: How the original that `reference` names is opened.
     """
 
@@ -113,4 +117,6 @@ class VerifyOptions:
     golden_size: int = GOLDEN_COUNT
     precision: str | None = None
     device: str | None = None
+    on: tuple[str, ...] = ()
+    on_limit_s: float = ON_LIMIT_S
     source: SourceOptions = field(default_factory=SourceOptions)

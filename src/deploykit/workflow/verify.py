@@ -25,8 +25,9 @@ from deploykit.runtime.batches import load_outputs
 from deploykit.runtime.claims import Claims, precision_fault
 from deploykit.runtime.drift import Answers
 from deploykit.runtime.golden import Golden
+from deploykit.runtime.sites.guest import Guest
 from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
-from deploykit.workflow import moved
+from deploykit.workflow import emulated, moved
 from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
 from deploykit.workflow.golden_images import check_count, rendered_request, user_request
@@ -50,14 +51,16 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
         The report. A failed gate is no exception: look at `verdict` and `not_run`.
 
     Raises:
-        UsageError: No such path, or a bare artifact without a reference.
+        UsageError: No such path or site, or a bare artifact without a reference.
+        MissingComponentError: A site is not ready.
         BadInputError: A file is damaged or was changed.
         UnsupportedError: A runtime refuses an artifact.
     """
     options = options or VerifyOptions()
     path = Path(target)
+    guests = _guests(options)
     if path.is_dir():
-        return _verify_bundle(path, options, progress)
+        return _verify_bundle(path, options, guests, progress)
     paths.check_file(path)
     if options.reference is None:
         if not (path.parent / manifests.FILE).is_file():
@@ -65,11 +68,27 @@ def verify(target: str | Path, options: VerifyOptions | None = None, progress: P
                 f"{path} is a bare artifact: nothing says what it should compute",
                 Hint("--reference MODEL", "compares it with that original"),
             )
-        return _verify_bundle(path.parent, options, progress, of=path)
-    return _verify_bare(path, sources.resolve(options.reference, options.source), options, progress)
+        return _verify_bundle(path.parent, options, guests, progress, of=path)
+    return _verify_bare(path, sources.resolve(options.reference, options.source), options, guests, progress)
 
 
-def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None, of: Path | None = None) -> Report:
+def _guests(options: VerifyOptions) -> tuple[Guest, ...]:
+    """Return the sites to judge on, () for this machine.
+
+    Raises:
+        UsageError: There is no such site, or something is asked for that isn't done there.
+        MissingComponentError: One is not ready.
+    """
+    if options.on and (options.data or options.device):
+        raise UsageError(
+            f"{'data' if options.data else 'device'} is for this machine: on emulated processors golden inputs are judged"
+        )
+    return emulated.guests_of(options.on)
+
+
+def _verify_bundle(
+    root: Path, options: VerifyOptions, guests: tuple[Guest, ...], progress: Progress | None, of: Path | None = None
+) -> Report:
     """Judge a bundle's artifacts, or the one that a file in it belongs to."""
     if options.data is None and (options.reference is not None or options.source.given):
         raise UsageError(
@@ -82,7 +101,7 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
     bundle = open_bundle(root)
     manifest = bundle.manifest
     golden = golden_of(bundle)
-    evaluation, reason = _bundle_evaluation(bundle, options)
+    evaluation, reason = (None, "") if guests else _bundle_evaluation(bundle, options)
     brief = judge.Brief(golden, manifest.budgets, manifest.axes, evaluation, without_evaluation=reason)
     found: list[Judgement] = []
     saturating: list[str] = []
@@ -93,11 +112,17 @@ def _verify_bundle(root: Path, options: VerifyOptions, progress: Progress | None
         fault = precision_fault(artifact.precision, grade, "its manifest")
         claims = Claims("its manifest", manifest.labels, manifest.preprocess, (fault,) if fault else ())
         own = replace(brief, precision=artifact.precision, claims=claims)
-        judged = _judgements(jobs, own, progress, strict=options.device is None, made_for=artifact.processors or ())
+        judged = (
+            emulated.judgements(jobs, own, guests, options.on_limit_s, progress, made_for=artifact.processors or ())
+            if guests
+            else _judgements(jobs, own, progress, strict=options.device is None, made_for=artifact.processors or ())
+        )
         family, precision = manifest.source.family, artifact.precision
         found += [beside_family(one, manifest.budgets, family, precision, grade) for one in judged]
         saturating += moved.saturating(jobs)
     notes = (*manifest.notes, *moved.notes(manifest, found), *saturating)
+    if guests:  # nothing is timed there, so nothing is recommended
+        return Report(str(of or root), tuple(found), notes=(*notes, emulated.NOTE))
     advice = choice.recommend(moved.grounds(manifest, judgements=found))
     return Report(str(of or root), tuple(found), notes=notes, recommendation=advice)
 
@@ -232,7 +257,9 @@ def _live_evaluation(original: Original, images: str, count: int | None) -> judg
     return judge.Evaluation(crops, answers, recipe)
 
 
-def _verify_bare(path: Path, original: Original, options: VerifyOptions, progress: Progress | None) -> Report:
+def _verify_bare(
+    path: Path, original: Original, options: VerifyOptions, guests: tuple[Guest, ...], progress: Progress | None
+) -> Report:
     """Judge a file against an original, both run now."""
     budgets = original.budgets
     _check_precision(options.precision, budgets)
@@ -246,14 +273,17 @@ def _verify_bare(path: Path, original: Original, options: VerifyOptions, progres
         return Report(str(path), tuple(judge.not_run(path.name, run, error.message) for run in runs))
     golden = probe.get_probe(original.takes.probe).golden(original, _asked(original, options, interface.rows))
     golden, notes = matched(golden, original.id, interface)
-    images = options.data or original.images
+    images = None if guests else options.data or original.images
     evaluation = _live_evaluation(original, images, None if options.data else options.eval_size) if images else None
     jobs = [(path.name, run, path) for run in runs]
     precision = options.precision or _grade(path, jobs) or "fp32"
     claims = Claims("the original", original.labels, original.preprocess)
     brief = judge.Brief(golden, budgets, interface.axes, evaluation, precision=precision, claims=claims)
-    judgements = tuple(_judgements(jobs, brief, progress))
-    return Report(str(path), judgements, notes=(*notes, *moved.saturating(jobs)))
+    notes = (*notes, *moved.saturating(jobs))
+    if guests:
+        judged = emulated.judgements(jobs, brief, guests, options.on_limit_s, progress)
+        return Report(str(path), tuple(judged), notes=(*notes, emulated.NOTE))
+    return Report(str(path), tuple(_judgements(jobs, brief, progress)), notes=notes)
 
 
 def _check_precision(asked: str | None, budgets: Mapping[str, Budget]) -> None:

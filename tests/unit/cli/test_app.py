@@ -12,7 +12,7 @@ import pytest
 from tests.support import FILES, manifest
 
 from deploykit.cli import app
-from deploykit.cli.app import COMMANDS
+from deploykit.cli.app import COMMANDS, GROUPS
 from deploykit.errors import BadInputError, DeploykitError, ResourceError, UnsupportedError, UsageError, of_os_error
 
 
@@ -96,9 +96,15 @@ def test_an_error_is_a_line_and_with_json_an_object(
     assert all(set(hint) == {"action", "effect"} for hint in error["hints"])
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.COMMAND.__name__)
-def test_every_command_has_json_and_its_errors_too(typed: Typed, command: Any) -> None:
-    code, out, _ = typed(command.COMMAND.__name__, "--json", "--no-such-option")
+WORDS = [
+    *(command.COMMAND.__name__ for command in COMMANDS),
+    *(f"{g.NAME} {name}" for g in GROUPS for name in g.COMMANDS),
+]
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_every_command_has_json_and_its_errors_too(typed: Typed, command: str) -> None:
+    code, out, _ = typed(*command.split(), "--json", "--no-such-option")
     assert code == 2
     assert "no such option: --no-such-option" in json.loads(out)["error"]["message"]
 

@@ -11,10 +11,11 @@ import onnx.helper as make
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from tests.emulators import guest_or_skip
 
 from deploykit.artifact import EXACT, RunConfig
 from deploykit.runtime import processors
-from deploykit.runtime.arithmetic import judge_file
+from deploykit.runtime.arithmetic import Place, judge_file
 from deploykit.runtime.golden import ORIGINAL, Golden
 from deploykit.runtime.judge import Brief
 from deploykit.verdict import Budget, Judgement, Verdict
@@ -78,6 +79,32 @@ def test_kernels_that_saturate_are_blamed_with_both_figures_and_the_remedy(tmp_p
     assert (cured.verdict, cured.reason) == (Verdict.PASS, "")
     hopeless = judged(path, golden, least=own + 5.0)
     assert hopeless.reason == f"{told} {why}: neither passes"
+
+
+@pytest.mark.qemu
+def test_what_saturates_on_avx2_is_found_on_any_machine_in_the_same_words(tmp_path: Path) -> None:
+    guest = guest_or_skip("avx2")
+    path, golden = bright(tmp_path, 90)
+    brief = Brief(golden, {"int8": Budget(sqnr_db=35.0)}, {"batch": 1}, precision="int8")
+    place = Place(guest.processor, lambda path, run: guest.open(path, run, 500.0, lambda _: None))
+    found = judge_file("q", path, RUN, brief, place=place)
+    own = judged(path, golden, RunConfig("onnxruntime", precision="f32", arithmetic=EXACT)).metrics["sqnr_db"]
+    told = f"quantization {own:.1f} dB, this processor's kernels {found.metrics['sqnr_db']:.1f} dB"
+    why = "(pairs of products saturate in 16 bits on avx2): session.x64quantprecision=1 computes it as it stands"
+    assert (found.verdict, found.reason) == (Verdict.FAIL, f"{told} {why}")
+    if processors.here().name == "avx2":
+        real = judged(path, golden)
+        assert (real.reason, real.metrics) == (found.reason, found.metrics)
+
+
+@pytest.mark.qemu
+def test_what_saturates_on_avx2_passes_on_arm(tmp_path: Path) -> None:
+    guest = guest_or_skip("arm64")
+    path, golden = bright(tmp_path, 90)
+    brief = Brief(golden, {"int8": Budget(sqnr_db=35.0)}, {"batch": 1}, precision="int8")
+    place = Place(guest.processor, lambda path, run: guest.open(path, run, 500.0, lambda _: None))
+    found = judge_file("q", path, RUN, brief, place=place)
+    assert (found.verdict, found.reason) == (Verdict.PASS, "")
 
 
 @pytest.mark.parametrize("most", [60, 127])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,17 @@ import pytest
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import (
-    BadInputError,
+    CrashError,
     Hint,
     InternalError,
     MissingComponentError,
     ResourceError,
+    TimeLimitError,
     UnsupportedError,
     UsageError,
 )
-from deploykit.runtime.worker import WorkerSession, open_in_worker
+from deploykit.runtime.child import Interpreter
+from deploykit.runtime.worker import Described, WorkerSession, describe, open_in_worker
 
 PLUGIN = '''
 import ctypes, os, sys, time
@@ -165,8 +169,8 @@ def test_a_megabyte_on_stderr_does_not_block() -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "words"),
     [
-        ("segv", BadInputError, r"(?s)crashed on .*:segv: SIGSEGV.*about to crash"),
-        ("exit", BadInputError, r"crashed on .*:exit: exit code 3"),
+        ("segv", CrashError, r"(?s)crashed on .*:segv: SIGSEGV.*about to crash"),
+        ("exit", CrashError, r"crashed on .*:exit: exit code 3"),
         ("raise", InternalError, r"(?s)ValueError: a bug in a backend.*rogue_backend\.py"),
         ("refuse", UnsupportedError, r"^no such operator$"),
         ("memory", ResourceError, "memory ran out"),
@@ -275,15 +279,15 @@ def test_times_are_of_single_inferences_and_feeds_are_kept() -> None:
 
 def test_an_interpreter_that_cannot_run_a_worker(tmp_path: Path) -> None:
     with pytest.raises(MissingComponentError, match="can't be started: No such file"):
-        open_in_worker("infer:well", ROGUE, python=str(tmp_path / "python"))
+        open_in_worker("infer:well", ROGUE, interpreter=Interpreter.at(str(tmp_path / "python")))
     stub = tmp_path / "stub"
     stub.write_text("#!/bin/sh\necho 'No module named deploykit' >&2\nexit 1\n")
     stub.chmod(0o755)
     with pytest.raises(
         MissingComponentError, match=r"(?s)can't run deploykit's worker.*No module named deploykit"
     ) as caught:
-        open_in_worker("infer:well", ROGUE, python=str(stub))
-    assert caught.value.hints[0].action == f"{stub} -m pip install deploykit"
+        open_in_worker("infer:well", ROGUE, interpreter=Interpreter.at(str(stub)))
+    assert caught.value.hints[0].action == f"{stub} -m pip install --upgrade deploykit"
 
 
 def test_the_current_folder_cannot_shadow_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +298,61 @@ def test_the_current_folder_cannot_shadow_a_library(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with open_rogue("infer:well") as session:
         session.infer(FEEDS)
+
+
+def limited(seconds: float) -> Interpreter:
+    return replace(Interpreter.own(), limit_s=seconds)
+
+
+def test_a_child_whose_time_is_over_in_the_midst_of_an_inference_is_ended() -> None:
+    with open_in_worker("infer:sleep", ROGUE, interpreter=limited(8.0)) as session:
+        with pytest.raises(TimeLimitError, match="infer:sleep: over 8 s"):
+            session.infer(FEEDS)
+        assert session.overdue == "over 8 s"
+        assert gone(session.pid)
+
+
+def test_a_child_whose_time_is_over_before_it_has_opened_anything() -> None:
+    with pytest.raises(TimeLimitError, match="over 8 s"):
+        open_in_worker("open:sleep", ROGUE, interpreter=limited(8.0))
+
+
+def test_an_interpreter_whose_time_is_over_before_it_says_anything(tmp_path: Path) -> None:
+    stub = tmp_path / "stub"
+    stub.write_text("#!/bin/sh\nexec sleep 600\n")
+    stub.chmod(0o755)
+    with pytest.raises(TimeLimitError, match=r"stub: over 0\.5 s"):
+        open_in_worker("infer:well", ROGUE, interpreter=replace(Interpreter.at(str(stub)), limit_s=0.5))
+
+
+def test_a_child_that_is_in_time_is_left_alone() -> None:
+    with open_in_worker("infer:well", ROGUE, interpreter=limited(300.0)) as session:
+        session.infer(FEEDS)
+        assert not session.overdue
+
+
+def test_a_worker_says_where_it_runs() -> None:
+    found = describe(Interpreter.own())
+    assert (found.arch, found.python) == (platform.machine(), platform.python_version())
+    assert found.libraries["rogue"] == np.__version__
+    assert "onnxruntime" in found.libraries
+
+
+def test_nothing_is_opened_where_a_worker_is_not_admitted() -> None:
+    seen: list[Described] = []
+
+    def refuse(found: Described) -> None:
+        seen.append(found)
+        raise MissingComponentError("another processor")
+
+    with pytest.raises(MissingComponentError, match="another processor"):
+        open_in_worker("open:segv", ROGUE, admit=refuse)
+    assert seen[0].arch == platform.machine()
+
+
+def test_layers_are_told_as_the_session_in_the_child_tells_them() -> None:
+    with open_rogue("infer:well") as session, pytest.raises(UnsupportedError, match="rogue doesn't tell"):
+        session.executed(FEEDS)
 
 
 def test_unknown_backend_is_a_usage_error() -> None:

@@ -214,10 +214,10 @@ def megabytes(size: int) -> str:
 
 
 def run_text(judgement: Judgement) -> str:
-    """Return how it ran: "ov cpu auto=bf16"."""
+    """Return how it ran: "ov cpu auto=bf16"; on an emulated processor "ov arm64 auto=f16"."""
     run, ran = judgement.run, judgement.ran
     precision = run.precision if ran is None or ran.precision == run.precision else f"{run.precision}={ran.precision}"
-    return f"{SHORT.get(run.backend, run.backend)} {run.device} {precision}"
+    return f"{SHORT.get(run.backend, run.backend)} {judgement.site or run.device} {precision}"
 
 
 def drift_text(judgement: Judgement) -> str:
