@@ -55,3 +55,11 @@ def test_unsafe_classes_are_those_of_the_runtimes_that_are_asked_for() -> None:
     assert [one.name for one in processors.unsafe(["onnxruntime"])] == x86
     assert [one.name for one in processors.unsafe(["openvino", "tensorrt"])] == x86
     assert processors.unsafe(["tensorrt"]) == ()
+
+
+def test_what_is_made_for_some_classes_is_held_to_its_word_where_sums_are_exact_too() -> None:
+    classes = {one.name: one for one in processors.CLASSES}
+    assert processors.excluded(("amx",), "onnxruntime", classes["avx2"]).startswith("made for amx: on avx2")
+    assert not processors.excluded(("amx", "avx2"), "onnxruntime", classes["avx2"])
+    assert not processors.excluded(("amx",), "onnxruntime", classes["i8mm"])
+    assert not processors.excluded((), "onnxruntime", classes["avx2"])

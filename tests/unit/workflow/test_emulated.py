@@ -13,6 +13,7 @@ import pytest
 from tests.bundles import reseal, write_bundle
 from tests.emulators import write_qemu
 
+from deploykit import serde
 from deploykit.artifact import RunConfig
 from deploykit.errors import BadInputError, MissingComponentError, UsageError
 from deploykit.runtime import processors
@@ -117,6 +118,23 @@ def test_what_is_no_processor_is_not_run(made: Path) -> None:
     first, second = verify(made, ON).judgements
     assert (first.verdict, first.reason) == (Verdict.NOT_RUN, "it runs on cuda:0, and sites are processors alone")
     assert second.verdict is Verdict.PASS
+
+
+@pytest.mark.skipif(
+    not CLASS.saturates, reason="products are added exactly on this processor: it is right for any class"
+)
+def test_what_is_made_for_another_class_is_not_run(made: Path) -> None:
+    reseal(made, lambda manifest: manifest["artifacts"][0].update(processors=["amx"]))
+    found = verify(made, ON).judgements
+    assert {one.verdict for one in found} == {Verdict.NOT_RUN}
+    assert found[0].reason.startswith(f"made for amx: on {CLASS.name}")
+    assert found[0].processor is None
+
+
+def test_a_verdict_that_differs_from_the_record_is_told_with_its_site(made: Path) -> None:
+    plain = serde.to_json(verify(made).judgements)
+    reseal(made, lambda manifest: manifest.update(judgements=[{**one, "processor": "amx"} for one in plain]))
+    assert f"judged on amx before, on {CLASS.name} at site here: the verdicts are the same" in verify(made, ON).notes
 
 
 def test_what_computes_as_another_machine_would_is_left_out(made: Path) -> None:
