@@ -52,6 +52,18 @@ def test_nothing_is_cut_off_at_80_columns(precisions: tuple[str, ...]) -> None:
         assert sum(words in line for line in shown) >= len(precisions), words
 
 
+def test_rows_of_sites_name_them_and_fit_80_columns_without_times() -> None:
+    found = tuple(
+        replace(judged(precision, target), site="arm64-a72", processor="neon")
+        for precision in ("fp32", "int8-weights")
+        for target in RUNS
+    )
+    shown = lines(Report("bundle", found), 80)
+    assert not any("…" in line for line in shown)
+    assert sum("ov arm64-a72 auto=bf16" in line for line in shown) == 2
+    assert not any("ms (" in line for line in shown)
+
+
 def test_runtimes_have_short_names_only_where_they_must() -> None:
     few = lines(Report("bundle", (judged("int8", "openvino"),)), 120)
     assert any(line.startswith("int8.openvino ") for line in few)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tests.bundles import write_bundle
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import (
@@ -28,6 +29,7 @@ from deploykit.errors import (
     UnsupportedError,
     UsageError,
 )
+from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.child import Interpreter
 from deploykit.runtime.worker import Described, WorkerSession, describe, open_in_worker
 
@@ -353,6 +355,15 @@ def test_nothing_is_opened_where_a_worker_is_not_admitted() -> None:
 def test_layers_are_told_as_the_session_in_the_child_tells_them() -> None:
     with open_rogue("infer:well") as session, pytest.raises(UnsupportedError, match="rogue doesn't tell"):
         session.executed(FEEDS)
+
+
+def test_layers_of_a_real_runtime_cross_the_boundary(tmp_path: Path) -> None:
+    path, run = str(write_bundle(tmp_path / "bundle") / "net.fp32.onnx"), RunConfig("onnxruntime", threads=1)
+    with get_backend("onnxruntime").open(path, run) as own, open_in_worker(path, run) as session:
+        feeds = {"input": np.ones((1, *(dim for dim in own.inputs[0].shape[1:] if isinstance(dim, int))), np.float32)}
+        layers = session.executed(feeds)
+        assert layers == own.executed(feeds)
+    assert [layer.precision for layer in layers] == ["f32"]
 
 
 def test_unknown_backend_is_a_usage_error() -> None:

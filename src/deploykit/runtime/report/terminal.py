@@ -68,7 +68,8 @@ def table(report: Report, sizes: Mapping[str, int]) -> Table:
     model, names = names_of(report)
     names = _narrow(names)
     grid = _grid(" · ".join(filter(None, (model, conditions(report)))))
-    speed = f"ms (× {_baseline(report)})"
+    # Nothing is timed on emulated processors: the column would be empty.
+    speed = "" if any(judgement.site for judgement in report.judgements) else f"ms (× {_baseline(report)})"
     for title in ("artifact", "size", "run as", "drift", "agreement", speed, "verdict"):
         right = title in {"size", "drift", "agreement", speed}
         grid.add_column(title, justify="right" if right else "left", no_wrap=True)
