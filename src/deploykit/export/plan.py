@@ -325,7 +325,9 @@ def make_plan(original: Original, request: Request, golden_count: int) -> Plan:
         Node(FAULTS, injected_faults.STAGE, running, {"graph": hub, "golden": GOLDEN, "outputs": HUB_OUTPUTS}),
     ]
     if request.evaluation is not None:
-        nodes.append(_images_node(EVALUATION, request.evaluation, original))
+        # Where golden inputs are some of these images, all come first: then all that can't be decoded are told at once.
+        shared = request.golden is not None and request.golden.images == request.evaluation.images
+        nodes.insert(0 if shared else len(nodes), _images_node(EVALUATION, request.evaluation, original))
     setting = Setting(original, family, request, hub)
     for cell, target in targets.items():
         chain = PRECISIONS[cell.precision](setting, cell, target)
