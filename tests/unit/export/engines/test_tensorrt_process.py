@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,15 @@ def gated(folder: Path) -> Path:
     return path
 
 
-def children() -> list[int]:
-    """Return the processes that this one has started."""
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()]
+def _children() -> frozenset[int]:
+    return frozenset(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()))
+
+
+@pytest.fixture
+def children() -> Callable[[], frozenset[int]]:
+    """Return what tells the processes that this one has started since: other tests leave some that they share."""
+    before = _children()
+    return lambda: _children() - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="addresses are kept alike under Linux alone")
@@ -81,7 +88,9 @@ def test_an_engine_of_an_open_batch_is_the_same_each_time_and_wherever_it_is_bui
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="addresses are kept alike under Linux alone")
-def test_the_process_has_fixed_addresses_and_one_core_that_its_threads_do_not_fight_for(tmp_path: Path) -> None:
+def test_the_process_has_fixed_addresses_and_one_core_that_its_threads_do_not_fight_for(
+    tmp_path: Path, children: Callable[[], frozenset[int]]
+) -> None:
     found: set[tuple[int, int, int]] = set()
 
     def look(_done: int, _known: int) -> None:
@@ -94,16 +103,20 @@ def test_the_process_has_fixed_addresses_and_one_core_that_its_threads_do_not_fi
     assert os.sched_getscheduler(0) == os.SCHED_OTHER, "of this process nothing has changed"
 
 
-def test_the_engine_and_its_progress_are_those_of_a_build_in_this_process(tmp_path: Path) -> None:
+def test_the_engine_and_its_progress_are_those_of_a_build_in_this_process(
+    tmp_path: Path, children: Callable[[], frozenset[int]]
+) -> None:
     steps: list[tuple[int, int]] = []
     plan = build_apart(RTX, network(tmp_path), FOR_89, lambda done, known: steps.append((done, known)))
     assert version_of(plan) == COMPONENTS[RTX.module].version()
     assert len(steps) > 10
     assert all(0 < done <= known for done, known in steps)
-    assert children() == []
+    assert not children()
 
 
-def test_what_a_build_raises_is_raised_here_with_its_hints(tmp_path: Path) -> None:
+def test_what_a_build_raises_is_raised_here_with_its_hints(
+    tmp_path: Path, children: Callable[[], frozenset[int]]
+) -> None:
     path = network(tmp_path, kind=np.float32)
     with pytest.raises(UnsupportedError, match=r"FP32 GEMM is not supported of module 'head\.fc'") as caught:
         build_apart(RTX, path, BuildOptions((image(),), (75,), {"last": "head.fc"}))
@@ -113,17 +126,17 @@ def test_what_a_build_raises_is_raised_here_with_its_hints(tmp_path: Path) -> No
     (tmp_path / "no.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(UnsupportedError, match="refuses the graph"):
         build_apart(RTX, tmp_path / "no.onnx", FOR_89)
-    assert children() == []
+    assert not children()
 
 
-def test_what_progress_raises_ends_the_process(tmp_path: Path) -> None:
+def test_what_progress_raises_ends_the_process(tmp_path: Path, children: Callable[[], frozenset[int]]) -> None:
     def stop(_done: int, _known: int) -> None:
         assert children()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_apart(RTX, network(tmp_path), FOR_89, stop)
-    assert children() == []
+    assert not children()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +147,7 @@ def test_what_progress_raises_ends_the_process(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_that_ends_is_told_as_what_ended_it(
-    number: int, kind: type[Exception], words: str, tmp_path: Path
+    number: int, kind: type[Exception], words: str, tmp_path: Path, children: Callable[[], frozenset[int]]
 ) -> None:
     def end(_done: int, _known: int) -> None:
         for pid in children():
