@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import time
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
 from deploykit.errors import MissingComponentError
@@ -52,17 +50,3 @@ def write_qemu(folder: Path, name: str, version: str = "10.0.13", body: str = 's
     """Write a program that tells a version as QEMU does; whatever else it is asked runs `body`, else on this processor."""
     told = f'if [ "$1" = --version ]; then echo "{name} version {version} (Debian)"; exit 0; fi\n{body}'
     return write_program(folder, name, told)
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Tell whether a process ends within `seconds`."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.05)

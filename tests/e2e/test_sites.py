@@ -25,7 +25,8 @@ from deploykit.runtime.sites.guest import Guest
 from deploykit.runtime.sites.table import SITES
 from tests.bundles import write_bundle
 from tests.e2e.support import run
-from tests.emulators import gone, guest_or_skip, write_qemu
+from tests.emulators import guest_or_skip, write_qemu
+from tests.processes import gone
 
 OWN = next(site for site in SITES if site.architecture.is_own)
 #: Seconds that an emulated processor may take for what is asked of it here.

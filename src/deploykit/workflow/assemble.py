@@ -19,6 +19,7 @@ from deploykit.export import plan as plans
 from deploykit.export.cache import Made
 from deploykit.export.pipeline import record_of
 from deploykit.export.probe import get_probe
+from deploykit.export.request import Cell
 from deploykit.export.stage import TENSORS, Item, Plan
 from deploykit.export.target import Target, get_target
 from deploykit.manifest import VERSION, EvaluationRecord, GoldenRecord, Machine, Manifest, SourceRecord, StageRecord
@@ -47,7 +48,7 @@ class Story:
 
     original: Original
     plan: Plan
-    cells: tuple[plans.Cell, ...]
+    cells: tuple[Cell, ...]
     axes: Mapping[str, int]
     bounds: Mapping[str, Mapping[str, Axis]]
     command: str

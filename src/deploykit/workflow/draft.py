@@ -8,6 +8,7 @@ from functools import cached_property
 
 from deploykit.artifact import Axis, RunConfig
 from deploykit.export import plan
+from deploykit.export.request import Cell, Request
 from deploykit.export.stage import Node, Plan
 from deploykit.export.target import Target
 from deploykit.manifest import Machine
@@ -39,11 +40,11 @@ class Draft:
     """
 
     original: Original
-    request: plan.Request
+    request: Request
     options: ExportOptions
 
     @cached_property
-    def _checked(self) -> tuple[Family, Mapping[plan.Cell, Target]]:
+    def _checked(self) -> tuple[Family, Mapping[Cell, Target]]:
         return plan.check_request(self.original, self.request)
 
     @property
@@ -52,7 +53,7 @@ class Draft:
         return self._checked[0]
 
     @property
-    def targets(self) -> Mapping[plan.Cell, Target]:
+    def targets(self) -> Mapping[Cell, Target]:
         """Each cell's."""
         return self._checked[1]
 
@@ -72,15 +73,15 @@ class Draft:
         golden = self.request.golden
         return self.options.golden_size if golden is None or golden.count is None else golden.count
 
-    def keeping(self, kept: Mapping[plan.Cell, tuple[str, ...]]) -> Draft:
+    def keeping(self, kept: Mapping[Cell, tuple[str, ...]]) -> Draft:
         """Return the draft in which these layers of each cell stay in the higher precision."""
         return replace(self, request=replace(self.request, kept=kept))
 
-    def including(self, cells: Iterable[plan.Cell]) -> Draft:
+    def including(self, cells: Iterable[Cell]) -> Draft:
         """Return the draft that makes these cells as well."""
         return replace(self, request=replace(self.request, cells=tuple(dict.fromkeys([*self.request.cells, *cells]))))
 
-    def only(self, cells: Iterable[plan.Cell]) -> Draft:
+    def only(self, cells: Iterable[Cell]) -> Draft:
         """Return the draft that makes these cells alone; what only the others made use of is not asked for any more."""
         chosen = tuple(cells)
         targets = [self.targets[cell] for cell in chosen]
@@ -107,7 +108,7 @@ class Draft:
         made = plan.make_plan(self.original, self.request, self.golden_count)
         return Plan(made.given, (*made.nodes, *(self._judge_nodes() if self.options.verify else ())))
 
-    def judge_ids(self, cell: plan.Cell) -> tuple[str, ...]:
+    def judge_ids(self, cell: Cell) -> tuple[str, ...]:
         """Return the ids of the nodes that judge a cell's artifact."""
         name = plan.artifact_name(self.original, cell)
         return tuple(judge_id(name, run.label) for run in self.targets[cell].runs[cell.precision])
@@ -156,7 +157,7 @@ class Draft:
         places = tuple(get_backend(run.backend).place(run) for _, _, run in candidates)
         return Node(BENCH, stage, measure.TimeOptions(candidates, bench, Machine.here(), places), inputs)
 
-    def _runs(self) -> Iterator[tuple[plan.Cell, str, str, RunConfig]]:
+    def _runs(self) -> Iterator[tuple[Cell, str, str, RunConfig]]:
         """Yield each way in which an artifact is run: its cell, its name, its main file and the RunConfig."""
         for cell, target in self.targets.items():
             name = plan.artifact_name(self.original, cell)

@@ -21,9 +21,9 @@ from deploykit.export import plan
 from deploykit.export.cache import Cache, Made
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
 from deploykit.export.pipeline import Pipeline, Silent, Watcher
-from deploykit.export.plan import Cell
 from deploykit.export.probe import Prompts, get_probe
 from deploykit.export.ranges import TableOptions
+from deploykit.export.request import Cell, ImagesRequest, Request, Sizes
 from deploykit.export.stage import Plan
 from deploykit.export.target import get_target, target_names
 from deploykit.locks import locked
@@ -100,7 +100,7 @@ def prepare(model: str, options: ExportOptions) -> Preview:
     found = resolve(model, options.source) if options.cache else sources.resolve(model, options.source)
     original = named(found, options.data)
     cells, taken = _cells(options), golden_images(original, options, _calibration(original, options))
-    request = plan.Request(
+    request = Request(
         cells=cells,
         batch=options.batch,
         dynamic=tuple(dict.fromkeys(options.dynamic)),
@@ -133,14 +133,14 @@ def _notes(draft: Draft) -> Iterator[str]:
         yield "a table has no images to choose SmoothQuant's strength by: it is off"
 
 
-def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
+def _cells(options: ExportOptions) -> tuple[Cell, ...]:
     """Return what is made; of a target that is built elsewhere, on a device of its own, what it is built from.
 
     Raises:
         UsageError: Nothing that is asked for can be deferred.
         MissingComponentError: The device is not here, and it wasn't asked to defer.
     """
-    cells = made_for.cells_for(dict.fromkeys(map(plan.Cell.parse, options.cells)), options.processors)
+    cells = made_for.cells_for(dict.fromkeys(map(Cell.parse, options.cells)), options.processors)
     known = {name: get_target(name) for name in target_names()}
     deferred = {cell: known[cell.target].deferred for cell in cells if cell.target in known}
     if options.defer:
@@ -148,7 +148,7 @@ def _cells(options: ExportOptions) -> tuple[plan.Cell, ...]:
             raise UsageError(
                 "--defer: every target of this export is built here", Hint("--trt", "is built on its own GPU")
             )
-        return tuple(plan.Cell(cell.precision, deferred[cell]) if deferred.get(cell) else cell for cell in cells)
+        return tuple(Cell(cell.precision, deferred[cell]) if deferred.get(cell) else cell for cell in cells)
     for target in (known[cell.target] for cell in deferred):
         reason = get_backend(target.builds_on.backend).unavailable(target.builds_on) if target.builds_on else ""
         if reason:
@@ -235,15 +235,15 @@ def _report(bundle: Bundle, options: ExportOptions) -> Report:
     )
 
 
-def _profiles(texts: Iterable[str]) -> dict[str, tuple[plan.Sizes, ...]]:
+def _profiles(texts: Iterable[str]) -> dict[str, tuple[Sizes, ...]]:
     """Read profiles: an axis that is named again has a further part."""
-    found: dict[str, tuple[plan.Sizes, ...]] = {}
+    found: dict[str, tuple[Sizes, ...]] = {}
     for name, sizes in map(_profile, texts):
         found[name] = (*found.get(name, ()), sizes)
     return found
 
 
-def _profile(text: str) -> tuple[str, plan.Sizes]:
+def _profile(text: str) -> tuple[str, Sizes]:
     """Read "batch=1,8,32".
 
     Raises:
@@ -257,12 +257,12 @@ def _profile(text: str) -> tuple[str, plan.Sizes]:
     return name, (least, usual, most)
 
 
-def _images(name: str, original: Original, count: int | None) -> plan.ImagesRequest:
+def _images(name: str, original: Original, count: int | None) -> ImagesRequest:
     images = open_imageset(name, original.labels, count)
-    return plan.ImagesRequest(name, images.digest, count)
+    return ImagesRequest(name, images.digest, count)
 
 
-def _evaluation(original: Original, options: ExportOptions) -> plan.ImagesRequest | None:
+def _evaluation(original: Original, options: ExportOptions) -> ImagesRequest | None:
     if options.data is not None and original.task != "logits":
         raise UsageError(f"--data judges class answers; {original.id} answers with {original.takes.output}")
     if options.data is not None:
@@ -307,7 +307,7 @@ def _prompts(original: Original, options: ExportOptions) -> Prompts | None:
 
 
 def _precisions(options: ExportOptions) -> set[str]:
-    return {plan.Cell.parse(cell).precision for cell in options.cells}
+    return {Cell.parse(cell).precision for cell in options.cells}
 
 
 def _table(options: ExportOptions) -> TableOptions | None:

@@ -12,11 +12,11 @@ from deploykit.data.listing import labelled_files
 from deploykit.data.preprocess import CHANNELS, check_channels
 from deploykit.errors import UsageError
 from deploykit.export.calibrate import CalibrationRequest, resolve_calibration
-from deploykit.export.plan import ImagesRequest
 from deploykit.export.reference import Draw, drawn, unlabelled
+from deploykit.export.request import ImagesRequest
 from deploykit.models.interface import BATCH
 from deploykit.models.original import Original
-from deploykit.workflow.options import GOLDEN_IMAGES, GOLDEN_LIMIT, RENDERED, ExportOptions, rendered_size
+from deploykit.workflow.options import GOLDEN_COUNT, GOLDEN_IMAGES, GOLDEN_LIMIT, RENDERED, ExportOptions, rendered_size
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,37 @@ def golden_images(original: Original, options: ExportOptions, calibration: Calib
     """Choose images for golden inputs: of `golden`, else of `data`, else those of `calib` that aren't calibrated on.
 
     Raises:
-        UsageError: Images are given that can't be taken, or the count is none.
+        UsageError: Images are given that can't be taken, or as many as no bundle holds.
         BadInputError: They are damaged.
     """
-    if original.preprocess is None:
-        if options.golden:
-            raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
-        return Taken(None, calibration)
-    check_count(options.golden_size)
-    if options.golden == RENDERED:
-        return Taken(rendered_request(original, options.golden_size), calibration)
-    if options.golden:
-        return Taken(user_request(original, options.golden, options.golden_size), calibration)
+    if original.preprocess is None or options.golden:
+        return Taken(asked_images(original, options.golden, options.golden_size), calibration)
+    _check_count(options.golden_size)
     return _of_others(original, options, calibration)
 
 
-def check_count(count: int) -> None:
+def asked_images(original: Original, golden: str | None, count: int) -> ImagesRequest | None:
+    """Return what was asked for golden inputs: a user's images, or rendered ones; None where the original takes no images.
+
+    Args:
+        original: What is asked.
+        golden: A set, "rendered", or None for rendered ones.
+        count: How many.
+
+    Raises:
+        UsageError: Images are given that can't be taken, or as many as no bundle holds.
+        BadInputError: They are damaged.
+    """
+    if original.preprocess is None:
+        if golden or count != GOLDEN_COUNT:
+            asked = f"--golden {golden}" if golden else f"--golden-size {count}"
+            raise UsageError(f"{asked}: {original.id} takes no images")
+        return None
+    _check_count(count)
+    return _rendered(original, count) if golden in {None, RENDERED} else _users(original, str(golden), count)
+
+
+def _check_count(count: int) -> None:
     """Refuse a number of golden inputs that bundles don't hold.
 
     Raises:
@@ -63,24 +78,13 @@ def check_count(count: int) -> None:
         raise UsageError(f"--golden-size {count}: a bundle holds 1 to {GOLDEN_LIMIT} golden inputs")
 
 
-def user_request(original: Original, images: str, count: int) -> ImagesRequest:
-    """Return a choice of images, or prepared inputs, that were given for golden inputs.
-
-    Raises:
-        UsageError: No such set, or too few images in it.
-        BadInputError: It is damaged.
-    """
+def _users(original: Original, images: str, count: int) -> ImagesRequest:
     chosen = unlabelled(images, count, original.recipe, original.input_name)
     prepared = isinstance(chosen, CalibrationInputs)
     return ImagesRequest(images, chosen.digest, len(chosen), labelled=False, prepared=prepared, draw=Draw())
 
 
-def rendered_request(original: Original, count: int) -> ImagesRequest:
-    """Return rendered images.
-
-    Raises:
-        UsageError: The original takes inputs that can't be made of images.
-    """
+def _rendered(original: Original, count: int) -> ImagesRequest:
     check_channels(original.recipe)
     size = rendered_size(original.recipe)
     images = rendered_images(GOLDEN_IMAGES, count, size)
@@ -102,7 +106,7 @@ def _of_others(original: Original, options: ExportOptions, calibration: Calibrat
         if taken is not None:
             return taken
         told = (_too_few(options.calib, calibration.available, count),)
-    return Taken(rendered_request(original, count), calibration, told)
+    return Taken(_rendered(original, count), calibration, told)
 
 
 def _of_calibration(original: Original, options: ExportOptions, calibration: CalibrationRequest) -> Taken | None:

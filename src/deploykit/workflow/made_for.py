@@ -8,7 +8,7 @@ from typing import Final
 
 from deploykit.errors import Hint, UsageError
 from deploykit.export import plan
-from deploykit.export.plan import Cell
+from deploykit.export.request import Cell
 from deploykit.export.target import Target, get_target, target_names
 from deploykit.runtime import processors
 from deploykit.runtime.processors import Processor, Sums

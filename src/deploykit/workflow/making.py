@@ -9,6 +9,7 @@ from deploykit.errors import UnsupportedError
 from deploykit.export import plan
 from deploykit.export.cache import Made
 from deploykit.export.pipeline import Pipeline
+from deploykit.export.request import Cell
 from deploykit.export.stage import Plan
 from deploykit.verdict import Refusal, Repair
 from deploykit.workflow.draft import Draft
@@ -62,13 +63,13 @@ def _made(pipeline: Pipeline, draft: Draft, refused: tuple[Refusal, ...]) -> Don
     return Done(draft, whole, pipeline.run(whole), repairs, refused)
 
 
-def _concerned(draft: Draft, node: str) -> tuple[plan.Cell, ...]:
+def _concerned(draft: Draft, node: str) -> tuple[Cell, ...]:
     """Return the cells that can't be made, or not judged, without a node."""
     ways = {cell: draft.only([cell]).including([judged_as_cell(draft, cell)]) for cell in draft.request.cells}
     return tuple(cell for cell, way in ways.items() if any(each.id == node for each in way.judged().nodes))
 
 
-def _refusal(draft: Draft, cell: plan.Cell, error: UnsupportedError) -> Refusal:
+def _refusal(draft: Draft, cell: Cell, error: UnsupportedError) -> Refusal:
     name = plan.artifact_name(draft.original, cell)
     return Refusal(name, cell.precision, cell.target, error.message, error.hints)
 

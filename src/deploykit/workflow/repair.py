@@ -19,6 +19,7 @@ from deploykit.export import plan
 from deploykit.export.pipeline import Pipeline
 from deploykit.export.quantize import cost
 from deploykit.export.quantize.stage import QuantizeOptions
+from deploykit.export.request import Cell
 from deploykit.export.stage import Node, Plan
 from deploykit.runtime.backends.base import get_backend
 from deploykit.verdict import GateKind, GateResult, Judgement, Repair, Returned, Verdict, grade_of
@@ -80,7 +81,7 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
     """
     judged_as = {cell: judged_as_cell(draft, cell) for cell in draft.request.cells}
     told = draft.including(judged_as.values())
-    patients: dict[plan.Cell, Patient] = {}
+    patients: dict[Cell, Patient] = {}
     while True:
         results = pipeline.run(told.judged())
         for cell in dict.fromkeys(judged_as.values()):
@@ -99,19 +100,19 @@ def repaired(pipeline: Pipeline, draft: Draft) -> tuple[Draft, tuple[Repair, ...
     return draft.keeping(kept), tuple(_record(told, cell, patient, own=cell == other) for cell, other, patient in found)
 
 
-def judged_as_cell(draft: Draft, cell: plan.Cell) -> plan.Cell:
+def judged_as_cell(draft: Draft, cell: Cell) -> Cell:
     """Return the cell by which one is judged: where its artifact can't run here, that of the graph that it is built from."""
     target = draft.targets[cell]
     runs = target.runs[cell.precision]
     absent = all(get_backend(run.backend).unavailable(run) for run in runs)
-    return plan.Cell(cell.precision, target.graph) if target.graph and absent and _is_repairable(cell) else cell
+    return Cell(cell.precision, target.graph) if target.graph and absent and _is_repairable(cell) else cell
 
 
-def _is_repairable(cell: plan.Cell) -> bool:
+def _is_repairable(cell: Cell) -> bool:
     return cell.precision in plan.REPAIRABLE
 
 
-def _admitted(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Patient | None:
+def _admitted(pipeline: Pipeline, draft: Draft, cell: Cell, judgements: tuple[Judgement, ...]) -> Patient | None:
     """Return the patient that an artifact becomes; None where returning layers is no way for it."""
     if not _is_repairable(cell) or _is_well(judgements) or _shortfall(judgements) > 0.0:
         return None
@@ -137,7 +138,7 @@ def _shortfall(judgements: tuple[Judgement, ...]) -> float:
 
 
 def _treated(
-    pipeline: Pipeline, draft: Draft, cell: plan.Cell, patient: Patient, judgements: tuple[Judgement, ...]
+    pipeline: Pipeline, draft: Draft, cell: Cell, patient: Patient, judgements: tuple[Judgement, ...]
 ) -> Patient:
     """Return the patient with other layers returned, or given up."""
     if patient.rounds == MOST_ROUNDS:
@@ -157,7 +158,7 @@ def _treated(
     return replace(patient, costs=costs, returned=(*patient.returned, *more), rounds=patient.rounds + 1)
 
 
-def _measured(pipeline: Pipeline, draft: Draft, cell: plan.Cell) -> tuple[Costed, ...]:
+def _measured(pipeline: Pipeline, draft: Draft, cell: Cell) -> tuple[Costed, ...]:
     """Measure what each layer of a cell costs."""
     made = draft.judged()
     quantizing = next(node for node in made.nodes if node.id == plan.quantize_id(cell))
@@ -287,7 +288,7 @@ class Choice:
         return sum(entry.layer.macs for entry in self.costs) or 1
 
 
-def _record(draft: Draft, cell: plan.Cell, patient: Patient, *, own: bool) -> Repair:
+def _record(draft: Draft, cell: Cell, patient: Patient, *, own: bool) -> Repair:
     """Describe what was done; `own` tells that the artifact itself was judged, and not the graph that it is built from."""
     macs = sum(entry.layer.macs for entry in patient.costs) or 1
     error = sum(float(entry.errors.mean()) for entry in patient.costs) or 1.0

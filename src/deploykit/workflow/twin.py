@@ -9,6 +9,7 @@ from typing import Final
 from deploykit.errors import UnsupportedError
 from deploykit.export import plan, reference
 from deploykit.export.pipeline import Pipeline
+from deploykit.export.request import Cell
 from deploykit.export.stage import TENSORS, Node, Plan
 from deploykit.runtime import drift
 from deploykit.runtime.backends.base import get_backend
@@ -34,7 +35,7 @@ class Twin:
     is_better: bool = False
 
 
-def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: plan.Cell, judgements: tuple[Judgement, ...]) -> Twin:
+def asked_elsewhere(pipeline: Pipeline, draft: Draft, cell: Cell, judgements: tuple[Judgement, ...]) -> Twin:
     """Run the graph of a cell's artifact in another runtime, on the golden inputs, where there is one.
 
     Args:

@@ -15,7 +15,8 @@ from deploykit.artifact import Artifact, RunConfig
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.data.imageset import open_imageset, prepare_crops, ships
 from deploykit.errors import BadInputError, Hint, MissingComponentError, UnsupportedError, UsageError
-from deploykit.export import plan, probe
+from deploykit.export import probe
+from deploykit.export.request import images_options
 from deploykit.models import sources
 from deploykit.models.original import Original
 from deploykit.runtime import choice, judge, processors
@@ -30,10 +31,10 @@ from deploykit.verdict import GRADE_OF, Budget, Judgement, Report
 from deploykit.workflow import emulated, moved
 from deploykit.workflow.classes import named
 from deploykit.workflow.devices import runs_on
-from deploykit.workflow.golden_images import check_count, rendered_request, user_request
+from deploykit.workflow.golden_images import asked_images
 from deploykit.workflow.matching import Interface, matched
 from deploykit.workflow.opened import open_bundle, original_of
-from deploykit.workflow.options import RENDERED, VerifyOptions
+from deploykit.workflow.options import GOLDEN_COUNT, VerifyOptions
 from deploykit.workflow.strictness import beside_family
 
 Progress = Callable[[str, int, int], None]
@@ -94,8 +95,9 @@ def _verify_bundle(
         raise UsageError(
             "a bundle is judged by the outputs of its original that it holds: --reference names who answers for --data"
         )
-    if options.golden is not None:
-        raise UsageError(f"--golden {options.golden} is for a bare file: a bundle holds its own golden inputs")
+    if options.golden is not None or options.golden_size != GOLDEN_COUNT:
+        asked = f"--golden {options.golden}" if options.golden else f"--golden-size {options.golden_size}"
+        raise UsageError(f"{asked} is for a bare file: a bundle holds its own golden inputs")
     if options.precision is not None:
         raise UsageError(f"--precision {options.precision} is for a bare file: a bundle's manifest says what is in it")
     bundle = open_bundle(root)
@@ -299,15 +301,6 @@ def _asked(original: Original, options: VerifyOptions, rows: int) -> probe.Asked
     Raises:
         UsageError: Images are given that can't be taken, or the original takes inputs that can't be made of images.
     """
-    check_count(options.golden_size)
-    if original.preprocess is None:
-        if options.golden:
-            raise UsageError(f"--golden {options.golden}: {original.id} takes no images")
-        return probe.Asked(options.golden_size, {}, None, rows)
-    given = options.golden not in {None, RENDERED}
-    request = (
-        user_request(original, str(options.golden), options.golden_size)
-        if given
-        else rendered_request(original, options.golden_size)
-    )
-    return probe.Asked(options.golden_size, {}, plan.images_options(request, original), rows)
+    request = asked_images(original, options.golden, options.golden_size)
+    images = None if request is None else images_options(request, original)
+    return probe.Asked(options.golden_size, {}, images, rows)

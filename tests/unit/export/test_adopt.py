@@ -13,6 +13,7 @@ from tests.unit.models.test_source_file import graph
 from deploykit.artifact import FileRecord, RunConfig
 from deploykit.errors import BadInputError, BakedAxisError, UsageError
 from deploykit.export import adopt, onnx_files, plan, provenance
+from deploykit.export.request import Cell, ImagesRequest, Request
 from deploykit.export.stage import Item, Workspace
 from deploykit.models import sources
 from deploykit.models.original import Original, SourceOptions
@@ -64,14 +65,14 @@ def test_a_graph_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_can_be_neither_opened_nor_changed(tmp_path: Path) -> None:
     original = sources.resolve(str(graph(tmp_path / "a.onnx", batch=4)))
-    cells = (plan.Cell("fp32", "ort"),)
-    golden = plan.ImagesRequest("rendered:calib", "0", 1)
+    cells = (Cell("fp32", "ort"),)
+    golden = ImagesRequest("rendered:calib", "0", 1)
     with pytest.raises(BakedAxisError, match="fixed to 4"):
-        plan.check_request(original, plan.Request(cells, 1, ("batch",), golden, None))
+        plan.check_request(original, Request(cells, 1, ("batch",), golden, None))
     with pytest.raises(UsageError, match="fixed to 4") as caught:
-        plan.check_request(original, plan.Request(cells, 1, (), golden, None))
+        plan.check_request(original, Request(cells, 1, (), golden, None))
     assert caught.value.hints[0].action == "--batch 4"
-    plan.check_request(original, plan.Request(cells, 4, (), golden, None))
+    plan.check_request(original, Request(cells, 4, (), golden, None))
 
 
 @pytest.mark.parametrize("version", [3, 8])

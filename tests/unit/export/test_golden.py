@@ -238,3 +238,8 @@ def test_the_plan_says_which_images_a_bundle_will_hold(photos: Path, capsys: pyt
     assert f"8 golden inputs of {photos}, kept in the bundle" in told
     show_plan(int8(golden="rendered"))
     assert " ".join(capsys.readouterr().err.split()).endswith("16 golden inputs of rendered:calib")
+
+
+def test_a_number_of_golden_inputs_is_refused_where_nothing_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--golden-size 3: tiny-lcm-unet takes no images"):
+        prepare("tiny-lcm-unet", ExportOptions(golden_size=3))

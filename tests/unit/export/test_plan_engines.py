@@ -11,7 +11,8 @@ from deploykit.artifact import Axis
 from deploykit.errors import UnsupportedError, UsageError
 from deploykit.export import cast, plan, ranges
 from deploykit.export.calibrate import CalibrationRequest
-from deploykit.export.plan import Cell, ImagesRequest, Request, axes_of, capabilities_of, check_request, ranges_of
+from deploykit.export.plan import axes_of, capabilities_of, check_request, ranges_of
+from deploykit.export.request import Cell, ImagesRequest, Request
 from deploykit.export.target import get_target
 from deploykit.models.family import get_family
 from deploykit.models.original import Original

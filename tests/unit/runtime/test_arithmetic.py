@@ -81,13 +81,18 @@ def test_kernels_that_saturate_are_blamed_with_both_figures_and_the_remedy(tmp_p
     assert hopeless.reason == f"{told} {why}: neither passes"
 
 
-@pytest.mark.qemu
-def test_what_saturates_on_avx2_is_found_on_any_machine_in_the_same_words(tmp_path: Path) -> None:
-    guest = guest_or_skip("avx2")
-    path, golden = bright(tmp_path, 90)
+def judged_on(site: str, path: Path, golden: Golden) -> Judgement:
+    """Judge a file on a site, where there is one here."""
+    guest = guest_or_skip(site)
     brief = Brief(golden, {"int8": Budget(sqnr_db=35.0)}, {"batch": 1}, precision="int8")
     place = Place(guest.processor, lambda path, run: guest.open(path, run, 500.0, lambda _: None))
-    found = judge_file("q", path, RUN, brief, place=place)
+    return judge_file("q", path, RUN, brief, place=place)
+
+
+@pytest.mark.qemu
+def test_what_saturates_on_avx2_is_found_on_any_machine_in_the_same_words(tmp_path: Path) -> None:
+    path, golden = bright(tmp_path, 90)
+    found = judged_on("avx2", path, golden)
     own = judged(path, golden, RunConfig("onnxruntime", precision="f32", arithmetic=EXACT)).metrics["sqnr_db"]
     told = f"quantization {own:.1f} dB, this processor's kernels {found.metrics['sqnr_db']:.1f} dB"
     why = "(pairs of products saturate in 16 bits on avx2): session.x64quantprecision=1 computes it as it stands"
@@ -99,11 +104,8 @@ def test_what_saturates_on_avx2_is_found_on_any_machine_in_the_same_words(tmp_pa
 
 @pytest.mark.qemu
 def test_what_saturates_on_avx2_passes_on_arm(tmp_path: Path) -> None:
-    guest = guest_or_skip("arm64")
     path, golden = bright(tmp_path, 90)
-    brief = Brief(golden, {"int8": Budget(sqnr_db=35.0)}, {"batch": 1}, precision="int8")
-    place = Place(guest.processor, lambda path, run: guest.open(path, run, 500.0, lambda _: None))
-    found = judge_file("q", path, RUN, brief, place=place)
+    found = judged_on("arm64", path, golden)
     assert (found.verdict, found.reason) == (Verdict.PASS, "")
 
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from tests.bundles import write_bundle
+from tests.processes import gone
 
 from deploykit.artifact import RunConfig
 from deploykit.errors import (
@@ -124,20 +124,6 @@ def rogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rogue_backend.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Tell whether a process ends within `seconds`."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.05)
 
 
 def open_rogue(model: str) -> WorkerSession:

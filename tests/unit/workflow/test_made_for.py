@@ -11,8 +11,8 @@ from tests.bundles import write_bundle
 from deploykit.bundle import Bundle
 from deploykit.errors import UsageError
 from deploykit.export import plan
-from deploykit.export.plan import Cell
 from deploykit.export.quantize.stage import QuantizeOptions
+from deploykit.export.request import Cell
 from deploykit.export.target import get_target
 from deploykit.manifest import parse
 from deploykit.runtime import processors

@@ -11,9 +11,10 @@ import pytest
 from tests.bundles import reseal, write_bundle
 
 from deploykit.bundle import save_tensors
-from deploykit.errors import BadInputError
+from deploykit.errors import BadInputError, UsageError
 from deploykit.workflow.opened import open_bundle
-from deploykit.workflow.verify import golden_of
+from deploykit.workflow.options import VerifyOptions
+from deploykit.workflow.verify import golden_of, verify
 
 
 def test_an_undescribed_file_of_weights_is_refused(tmp_path: Path) -> None:
@@ -72,3 +73,10 @@ def test_golden_files_of_another_form_are_bad_input(
     reseal(root, add)
     with pytest.raises(BadInputError, match=told):
         golden_of(open_bundle(root))
+
+
+@pytest.mark.parametrize("asked", [VerifyOptions(golden="photos"), VerifyOptions(golden_size=4)])
+def test_a_bundle_is_judged_by_the_golden_inputs_that_it_holds(tmp_path: Path, asked: VerifyOptions) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match=r"--golden.* is for a bare file: a bundle holds its own golden inputs"):
+        verify(root, asked)

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.emulators import gone, write_program, write_qemu
+from tests.emulators import write_program, write_qemu
+from tests.processes import gone
 
 from deploykit.errors import MissingComponentError, ResourceError, UsageError
 from deploykit.runtime.sites import guest

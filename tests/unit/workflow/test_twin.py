@@ -10,7 +10,7 @@ from tests.support import judgement
 
 from deploykit.export.cache import Cache
 from deploykit.export.pipeline import Pipeline, Silent
-from deploykit.export.plan import Cell
+from deploykit.export.request import Cell
 from deploykit.verdict import Judgement, Verdict
 from deploykit.workflow.draft import Draft
 from deploykit.workflow.export import prepare
