@@ -83,6 +83,16 @@ def write_bright(folder: Path) -> Path:
     return folder
 
 
+def write_shades(folder: Path) -> Path:
+    """Write 64 images of 48 x 48 pixels, from bright to less so, for answers that vary about their mean."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index, level in enumerate(np.linspace(120, 235, 64)):
+        coarse = np.clip(level + random.normal(0, 8, (4, 4, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
+    return folder
+
+
 def write_lightning(path: Path) -> Path:
     """Write a checkpoint of `nets.Small` as Lightning saves it: a prefix, and keys of a loss and of a metric."""
     net = nn.Module()

@@ -68,6 +68,23 @@ class Flat(nn.Module):
         return answer
 
 
+class Masked(nn.Module):
+    """Attention in which each patch looks back alone: what must not be seen has minus infinity added to its score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.qkv, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), nn.Linear(16, 10)
+        self.register_buffer("mask", torch.full((16, 16), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.stem(x).flatten(2).transpose(1, 2)
+        queries, keys, values = self.qkv(patches).chunk(3, dim=-1)
+        scores = queries @ keys.transpose(1, 2) / 4 + self.mask
+        answer: Tensor = self.head((patches + scores.softmax(-1) @ values).mean(1))
+        return answer
+
+
 class Two(nn.Module):
     """A dict of a feature map [N, C, H, W], a vector [N, 10] and a scalar per image [N]."""
 
@@ -213,6 +230,11 @@ def observed() -> nn.Module:
     net.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")  # type: ignore[no-untyped-call]
     module: nn.Module = torch.ao.quantization.prepare(net)  # type: ignore[no-untyped-call]
     return module
+
+
+def masked() -> nn.Module:
+    """Return a network of attention whose mask is minus infinity."""
+    return Masked().eval()
 
 
 def two() -> nn.Module:

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from PIL import Image
 
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.runtime import drift, processors
 from deploykit.verdict import Judgement
+from tests.cases.files import write_shades
 from tests.e2e.support import run
 
-RNG = np.random.default_rng(0)
 CASES = Path(__file__).parents[1] / "cases"
 
 
@@ -31,21 +29,12 @@ class Images(CalibrationDataReader):  # type: ignore[misc]
         return next(self.rows, None)
 
 
-def write_images(folder: Path) -> Path:
-    """Write 64 images from bright to less so: answers about a mean answer must vary for drift to be measured."""
-    folder.mkdir()
-    for index, level in enumerate(np.linspace(120, 235, 64)):
-        coarse = np.clip(level + RNG.normal(0, 8, (4, 4, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
-    return folder
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_products_as_large_as_they_get_pass_and_a_file_of_them_is_judged_by_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(CASES), prepend=":")
-    images = write_images(tmp_path / "images")
+    images = write_shades(tmp_path / "images")
     words = ("--golden", str(images), "--no-bench")
     made = run(
         *("export", "py:nets:bright", "--image-size", "32", "--fp32", "--int8", "--ort", "--openvino"),
@@ -85,5 +74,4 @@ def _check_kernels(judged: Judgement, code: int, told: str) -> None:
         assert judged.reason in " ".join(told.split())
         assert judged.metrics["sqnr_db"] < 10.0
     else:
-        assert np.isfinite(judged.metrics["sqnr_db"])
         assert judged.metrics["sqnr_db"] > 15.0

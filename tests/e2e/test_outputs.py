@@ -7,8 +7,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
-from tests.cases import files
+from deploykit.bundle import Bundle
+from deploykit.verdict import Verdict
+from tests.cases import files, nets
 from tests.e2e.support import Outcome, run
 
 CASES = str(Path(files.__file__).parent)
@@ -91,3 +94,14 @@ def test_an_original_that_is_no_reference_is_told_in_one_line(tmp_path: Path, na
     found = command("export", f"py:nets:{name}", *MAKE, "--out", tmp_path / "out", cache=tmp_path)
     assert (found.code, words in found.err) == (code, True), found
     assert "Traceback" not in found.err
+
+
+def test_a_mask_of_minus_infinity_is_no_fault_in_any_precision(tmp_path: Path) -> None:
+    weights, images = tmp_path / "masked.pth", files.write_shades(tmp_path / "images")
+    torch.save(nets.masked().state_dict(), weights)
+    precisions = ("--fp32", "--fp16", "--int8", "--calib", images, "--calib-few", "--golden", images)
+    words = ("export", "py:nets:masked", "--weights", weights, *MAKE, *precisions)
+    found = command(*words, "--out", tmp_path / "out", cache=tmp_path)
+    assert found.code == 0, found
+    judged = Bundle.open(tmp_path / "out").manifest.judgements
+    assert {one.verdict for one in judged} == {Verdict.PASS}, found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit import paths, serde
 from deploykit.bundle import load_tensors, save_tensors
-from deploykit.errors import BadInputError, Hint, UsageError
+from deploykit.errors import BadInputError, Hint, UnsupportedError, UsageError
 
 RANGES = "ranges.npz"
 #: Bins of a histogram over [-limit, limit]; limits are powers of two, so that a histogram grows by joining bins exactly.
@@ -95,19 +95,27 @@ class RangeTable:
         images: Content hash of the images.
         count: How many images.
         tensors: Every floating tensor that is computed, and the inputs, by name.
+        unbounded: Names of those that reached infinity, as attention does where a mask of -inf was added: they have no range.
     """
 
     graph: str
     images: str
     count: int
     tensors: Mapping[str, TensorRange]
+    unbounded: tuple[str, ...] = ()
 
     def of(self, name: str) -> TensorRange:
         """Return the range of the tensor called `name`.
 
         Raises:
-            BadInputError: The table has none: it belongs to another graph.
+            UnsupportedError: It has none, for it reaches infinity.
+            BadInputError: The table doesn't know it: it belongs to another graph.
         """
+        if name in self.unbounded:
+            raise UnsupportedError(
+                f"tensor {name!r} reaches infinity on the calibration images: no 8 bits hold that",
+                Hint("--fp16 or --int8-weights", "leaves activations in floating point"),
+            )
         if name not in self.tensors:
             raise BadInputError(f"the range table knows no tensor {name!r}: it was made of another graph")
         return self.tensors[name]
@@ -135,6 +143,7 @@ class RangeTable:
             "count": self.count,
             "tensors": names,
             "channels": [len(entry.channel_min) for entry in ranges],
+            "unbounded": list(self.unbounded),
         }
         scalars = [[r.min, r.max, r.image_min, r.image_max, r.limit] for r in ranges]
         save_tensors(
@@ -172,12 +181,13 @@ class RangeTable:
     def _of(cls, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> RangeTable:
         """Return what a file holds. Raises ValueError and its like where that is no table."""
         names, graph, images, count = (head[key] for key in ("tensors", "graph", "images", "count"))
-        is_told = (
-            isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in (*names, graph, images))
-        )
-        if not is_told or len(set(names)) != len(names):
+        unbounded = head.get("unbounded", [])
+        texts = (*names, *unbounded, graph, images)
+        is_told = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
+        if not is_told or len({*names, *unbounded}) != len(names) + len(unbounded):
             raise ValueError("its head names no tensors, graph and images")
-        return cls(graph, images, count, dict(zip(names, _ranges(arrays, head["channels"]), strict=True)))
+        ranges = dict(zip(names, _ranges(arrays, head["channels"]), strict=True))
+        return cls(graph, images, count, ranges, tuple(unbounded))
 
 
 def _refuse_cache(path: Path) -> None:
@@ -258,6 +268,7 @@ class Collector:
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
+        self.is_unbounded = False
         self._low, self._high = math.inf, -math.inf
         self._sums = np.zeros(2)
         self._histogram: Weights = np.zeros(BINS)
@@ -267,13 +278,17 @@ class Collector:
         self._channel_sum = np.empty(0, np.float64)
 
     def add(self, seen: Seen) -> None:
-        """Take in one image.
+        """Take in one image. After one that reached infinity there is nothing left to gather.
 
         Raises:
-            BadInputError: A value is not finite.
+            BadInputError: A value is NaN.
         """
-        if not (math.isfinite(seen.min) and math.isfinite(seen.max)):
-            raise BadInputError(f"tensor {self.name!r} is not finite on calibration image {self.count}")
+        if math.isnan(seen.min) or math.isnan(seen.max):
+            raise BadInputError(f"tensor {self.name!r} is NaN on calibration image {self.count}")
+        self.is_unbounded |= math.isinf(seen.min) or math.isinf(seen.max)
+        if self.is_unbounded:
+            self.count += 1
+            return
         if self.count == 0:
             self._channel_min, self._channel_max = seen.channel_min.copy(), seen.channel_max.copy()
             self._channel_sum = np.zeros(len(seen.channel_mean))

@@ -227,7 +227,7 @@ def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) ->
         folder: Where the graph that is run may lie meanwhile.
 
     Raises:
-        BadInputError: A tensor is not finite.
+        BadInputError: A tensor holds NaN.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / onnx_files.MODEL
@@ -309,8 +309,9 @@ def _gather(
     images: Item, graph: Item, feeds: Iterable[Mapping[str, Tensor]], count: int, workspace: Workspace
 ) -> Facts:
     collectors = measure(graph.path(onnx_files.MODEL), feeds, workspace.folder)
-    tensors = {name: collector.range() for name, collector in collectors.items()}
-    RangeTable(graph.digest, images.digest, count, tensors).save(workspace.folder / RANGES)
+    tensors = {name: collector.range() for name, collector in collectors.items() if not collector.is_unbounded}
+    unbounded = tuple(name for name, collector in collectors.items() if collector.is_unbounded)
+    RangeTable(graph.digest, images.digest, count, tensors, unbounded).save(workspace.folder / RANGES)
     return {"images": count, "tensors": len(tensors)}
 
 
@@ -323,6 +324,6 @@ def _rows(graph: Item, input_name: str) -> int:
 
 
 LIBRARIES = ("onnx", "onnxruntime")
-FROM_IMAGES = Stage("ranges", 5, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
-FROM_TABLE = Stage("ranges", 5, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
-FROM_GOLDEN = Stage("ranges", 5, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)
+FROM_IMAGES = Stage("ranges", 6, {"graph": "graph", "images": "images"}, "ranges", LIBRARIES, _from_images)
+FROM_TABLE = Stage("ranges", 6, {"graph": "graph"}, "ranges", ("onnx",), _from_table)
+FROM_GOLDEN = Stage("ranges", 6, {"graph": "graph", "golden": "tensors"}, "ranges", LIBRARIES, _from_golden)

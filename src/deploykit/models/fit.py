@@ -62,22 +62,25 @@ def without_prefixes(state: Mapping[Any, Any]) -> dict[Any, Any]:
     return names
 
 
-def part_of(own: Collection[str], state: State, path: Path) -> Part:
-    """Find a network's part of a checkpoint, whose values must be finite.
+def part_of(module: torch.nn.Module, state: State, path: Path) -> Part:
+    """Find a network's part of a checkpoint, whose values must be finite; a buffer may hold -inf, as attention masks do.
 
     Names below a prefix are the network's where all of its own are among them. At the top nothing is left out: what is
     too much there may be weights of another variant of it.
 
     Args:
-        own: Names of the network's parameters and buffers.
+        module: The network; only its names are looked at.
         state: As a checkpoint has it.
         path: That it comes from.
 
     Raises:
         BadInputError: Two parts fit, or values are NaN or infinite.
     """
+    own = module.state_dict()
     part = _part(own, state, path)
-    check_finite(part.state, path)
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    plain = {short for short, name in zip(without_prefixes(own), own, strict=True) if name in buffers}
+    check_finite(part.state, path, masks=buffers | plain)
     return part
 
 
@@ -100,8 +103,13 @@ def _part(own: Collection[str], state: State, path: Path) -> Part:
     return Part(mine, prefix, tuple(name for name in state if not name.startswith(prefix)))
 
 
-def check_finite(state: State, path: Path) -> None:
+def check_finite(state: State, path: Path, *, masks: Collection[str] = ()) -> None:
     """Refuse NaN and infinity.
+
+    Args:
+        state: Tensors by name.
+        path: That they come from.
+        masks: Names of those that may hold -inf.
 
     Raises:
         BadInputError: A tensor holds one; it is named.
@@ -109,7 +117,10 @@ def check_finite(state: State, path: Path) -> None:
     import torch
 
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not value.is_floating_point():
+            continue
+        allowed = torch.isfinite(value) | torch.isneginf(value) if name in masks else torch.isfinite(value)
+        if not bool(allowed.all()):
             raise BadInputError(f"{path}: {name} holds NaN or infinity")
 
 
@@ -127,7 +138,7 @@ def load_into(module: torch.nn.Module, state: State, path: Path, *, hint: Hint =
         BadInputError: Names, shapes or types differ, or values are not finite; the message names the first of each kind.
     """
     own = module.state_dict()
-    state = part_of(own, state, path).state
+    state = part_of(module, state, path).state
     wrapped = dict(zip(without_prefixes(own), own, strict=True))  # a network may have a root of such a name itself
     state = {wrapped.get(name, name): value for name, value in state.items()}
     shapes = [

@@ -223,8 +223,8 @@ def _state(kind: Kind, weights_file: str, options: SourceOptions) -> tuple[State
         return None, ()
     found = read(Path(weights_file), options.checkpoint_key)
     with torch.device("meta"):
-        own = _built(kind, {POOLER: False} if _may_pool(kind) else {}).state_dict()
-    part = part_of(own, found.state, Path(weights_file))
+        network = _built(kind, {POOLER: False} if _may_pool(kind) else {})
+    part = part_of(network, found.state, Path(weights_file))
     return part.state, (*found.notes, *part.notes)
 
 

@@ -122,7 +122,7 @@ def _build(name: str, options: SourceOptions, found: Checkpoint | None) -> tuple
     if found is None or options.weights is None:
         return module, ()
     path = Path(options.weights)
-    part = part_of(module.state_dict(), found.state, path)
+    part = part_of(module, found.state, path)
     load_into(module, part.state, path)
     return module, (*found.notes, *part.notes)
 

@@ -167,7 +167,7 @@ def _classes(
     if found is not None and options.weights is not None:
         with torch.device("meta"):
             module = _build(name, options, usual if options.num_classes is None else options.num_classes)
-        part = part_of(module.state_dict(), found.state, Path(options.weights))
+        part = part_of(module, found.state, Path(options.weights))
         state, notes = _renamed(module, part.state), (*found.notes, *part.notes)
     classes = head.class_count(options, state, config.get("classifier"), usual)
     differ = training.classes_differ(found.options, classes) if found is not None else ()
@@ -281,7 +281,7 @@ def first_line(error: Exception) -> str:
 
 
 def _load(module: nn.Module, state: State, path: Path) -> None:
-    load_into(module, _renamed(module, part_of(module.state_dict(), state, path).state), path)
+    load_into(module, _renamed(module, part_of(module, state, path).state), path)
 
 
 def _renamed(module: nn.Module, state: State) -> State:

@@ -8,7 +8,7 @@ cost is a node of a plan: a repair that was broken off goes on where it ended.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -145,7 +145,8 @@ def _treated(
         return replace(patient, returned=(), given_up=f"{MOST_ROUNDS} rounds did not suffice")
     missing = _shortfall(judgements)
     if missing > 0.0:  # the runtime runs more in float than was returned: begin again with more to spare
-        patient, judgements = replace(patient, floor=patient.floor + missing, returned=()), patient.before
+        floor = max(patient.floor, share_left(patient.costs, patient.returned)) + missing
+        patient, judgements = replace(patient, floor=floor, returned=()), patient.before
     aims = [aim_of(gate) for judgement in judgements for gate in _unreached(judgement)]
     wanted = [aim for aim in aims if aim is not None]
     if len(wanted) < len(aims):
@@ -156,6 +157,12 @@ def _treated(
         reason = f"no further layer helps and leaves {100 * patient.floor:.0f} % of the multiply-adds in 8 bits"
         return replace(patient, costs=costs, returned=(), given_up=reason)
     return replace(patient, costs=costs, returned=(*patient.returned, *more), rounds=patient.rounds + 1)
+
+
+def share_left(costs: Sequence[Costed], returned: Collection[str]) -> float:
+    """Return the share of the multiply-adds that stays in 8 bits where layers, by first outputs, are returned; 0 of none."""
+    macs = sum(entry.layer.macs for entry in costs)
+    return sum(entry.layer.macs for entry in costs if entry.layer.node not in returned) / macs if macs else 0.0
 
 
 def _measured(pipeline: Pipeline, draft: Draft, cell: Cell) -> tuple[Costed, ...]:

@@ -200,7 +200,7 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
     manifest, record = bundle.manifest, bundle.manifest.evaluation
     if options.data is not None:
         named = options.reference is not None or options.source.given
-        known = None if named else _recorded(bundle, options.data)
+        known = None if named else recorded_evaluation(bundle, options.data)
         if known is None:
             known = _live_evaluation(original_of(manifest, options.reference, options.source), options.data, None)
         return known, ""
@@ -209,13 +209,13 @@ def _bundle_evaluation(bundle: Bundle, options: VerifyOptions) -> tuple[judge.Ev
     if not ships(record.images):
         return None, f"it was judged on {texts.one_line(paths.shown(record.images))}: --data PATH says where that is"
     try:
-        found = _recorded(bundle, record.images)
+        found = recorded_evaluation(bundle, record.images)
     except (MissingComponentError, UsageError) as error:
         return None, error.message
     return found, "" if found else f"{record.images} is prepared to other pixels here than where the bundle was made"
 
 
-def _recorded(bundle: Bundle, images: str) -> judge.Evaluation | None:
+def recorded_evaluation(bundle: Bundle, images: str) -> judge.Evaluation | None:
     """Prepare images and take the original's answers from the bundle; None where they are not those that it answered.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploykit.bundle import load_tensors, save_tensors
 from deploykit.calibration.ranges import BINS, Collector, RangeTable, Seen
-from deploykit.errors import BadInputError, UsageError
+from deploykit.errors import BadInputError, UnsupportedError, UsageError
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 IMAGES = st.lists(st.lists(FLOATS, min_size=1, max_size=20), min_size=1, max_size=8)
@@ -31,10 +31,23 @@ def gathered(images: list[list[float]]) -> Collector:
     return collector
 
 
-def test_a_tensor_that_is_not_finite_is_refused_by_name() -> None:
+def test_a_tensor_that_holds_nan_is_refused_by_name() -> None:
     collector = Collector("features.3")
-    with pytest.raises(BadInputError, match=r"'features\.3' is not finite on calibration image 0"):
+    with pytest.raises(BadInputError, match=r"'features\.3' is NaN on calibration image 0"):
         collector.add(seen(np.array([1.0, np.nan], np.float32)))
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf])
+def test_a_tensor_that_reaches_infinity_once_has_no_range(value: float, tmp_path: Path) -> None:
+    collector = gathered([[1.0, 2.0], [1.0, value], [1.0, 2.0]])
+    assert collector.is_unbounded
+    assert collector.count == 3
+    RangeTable("a" * 64, "images", 3, {"y": gathered([[1.0]]).range()}, ("scores",)).save(tmp_path / "t.npz")
+    table = RangeTable.load(tmp_path / "t.npz")
+    assert table.unbounded == ("scores",)
+    with pytest.raises(UnsupportedError, match="'scores' reaches infinity"):
+        table.of("scores")
+    assert table.of("y").max == 1.0
 
 
 def test_no_images_make_no_range() -> None:

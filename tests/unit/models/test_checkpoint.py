@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.cases import nets
 from tests.cases.files import write_ema_of_parameters, write_lightning
+from torch import nn
 
 from deploykit.arrays import UNPACKED_LEAST
 from deploykit.errors import BadInputError, UsageError
@@ -138,6 +139,35 @@ def test_a_tensor_that_repeats_a_few_bytes_takes_no_memory(tmp_path: Path, legac
     path = _save(tmp_path / "wide.pth", {"w": torch.zeros(1).expand(1 << 40)}, legacy=legacy)
     with pytest.raises(BadInputError, match=r"holds 4,398,046,511,104 bytes of weights; at most 268,435,456 are read"):
         read_checkpoint(path)
+
+
+class Masked(nn.Module):
+    """A parameter, and a buffer that is added to scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ""),
+        ({"mask": torch.tensor([0.0, float("inf")])}, "mask holds NaN or infinity"),
+        ({"mask": torch.tensor([0.0, float("nan")])}, "mask holds NaN or infinity"),
+        ({"weight": torch.tensor([0.0, float("-inf")])}, "weight holds NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_mask_of_minus_infinity_is_loaded_and_nothing_else_that_is_not_finite(
+    change: dict[str, torch.Tensor], told: str, prefix: str
+) -> None:
+    state = {f"{prefix}{name}": value for name, value in {**Masked().state_dict(), **change}.items()}
+    net = Masked()
+    with pytest.raises(BadInputError, match=told) if told else contextlib.nullcontext():
+        load_into(net, state, Path("w.pth"))
+        assert torch.isneginf(net.get_buffer("mask")[1])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -532,7 +562,7 @@ def test_a_network_among_a_losss_and_metrics_keys_is_found_and_those_are_told(tm
     path, net = write_lightning(tmp_path / "lightning.ckpt"), nets.Small()
     state = read(path).state
     state["train_acc.correct"] = torch.tensor(float("-inf"))  # as a metric's best begins
-    part = part_of(net.state_dict(), state, path)
+    part = part_of(net, state, path)
     assert part.notes == (
         "the network is what is called model.* in the checkpoint; not of it: loss_fn.weight, train_acc.correct",
     )

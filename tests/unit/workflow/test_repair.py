@@ -13,7 +13,7 @@ from tests.support import gate
 
 from deploykit.export.quantize.cost import Layer, relative_errors
 from deploykit.verdict import GateResult, Verdict
-from deploykit.workflow.repair import AIMS, MARGIN, Aim, Choice, Costed, aim_of
+from deploykit.workflow.repair import AIMS, MARGIN, Aim, Choice, Costed, aim_of, share_left
 
 GOLDEN, ROWS = 2, 6
 
@@ -78,6 +78,18 @@ def test_an_aim_at_the_worst_golden_input_looks_at_no_other_row() -> None:
 def test_nothing_goes_back_where_the_floor_lets_only_idle_layers_go() -> None:
     entries = [costed("heavy", 950, 0.5), costed("idle", 50, 0.0)]
     assert Choice(entries, GOLDEN, 0.9).more((), [Aim(0.5)]) == ()
+
+
+@given(entries=costs, aim=aims, floor=st.floats(0.0, 0.9), missing=st.floats(1e-6, 0.1))
+def test_layers_after_whose_return_a_runtime_ran_too_little_in_8_bits_are_not_returned_again(
+    entries: list[Costed], aim: Aim, floor: float, missing: float
+) -> None:
+    returned = Choice(entries, GOLDEN, floor).more((), [aim])
+    left = share_left(entries, returned)
+    assert returned or math.isclose(left, 1.0)
+    again = Choice(entries, GOLDEN, left + missing).more((), [aim])
+    assert not again or share_left(entries, again) >= left + missing
+    assert not again or again != returned
 
 
 @pytest.mark.parametrize(
