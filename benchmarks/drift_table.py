@@ -14,6 +14,7 @@ import openvino
 
 import deploykit
 from deploykit.manifest import Machine, Manifest
+from deploykit.runtime import processors
 from deploykit.verdict import GateResult, Judgement, Timing, Verdict, grade_of
 
 CELLS: Final = tuple(
@@ -192,7 +193,8 @@ def document(title: str, command: str, about: Sequence[str], rows: Sequence[Row]
     lines = [
         f"# {title}",
         "",
-        f"`{command}`, {machine.cpu}, {machine.cores} cores, Python {platform.python_version()},",
+        f"`{command}`,",
+        f"{machine.cpu} ({processors.here().name}), {machine.cores} cores, Python {platform.python_version()},",
         f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.",
         "",
         *about,

@@ -1,9 +1,11 @@
 """What int8 costs on each class of processors: labelled images answered here and by emulated processors.
 
-    python -m benchmarks.int8_classes BUNDLE ... [--on avx2] [--images 2000] [--out docs/results/int8_classes.md]
+    python -m benchmarks.int8_classes BUNDLE ... [--on avx2] [--images 2000] [--nncf PYTHON --calib FOLDER] [--out FILE.md]
 
 Each int8 artifact of a bundle is judged as `verify` does, on images evenly spread among those that the bundle was judged on.
-Sites must be ready (`deploykit site list`). Ends with 3 where a network misses a bound.
+Sites must be ready (`deploykit site list`). `--nncf` names an interpreter that has NNCF, onnx and Pillow: what NNCF makes of
+the bundle's float32 files and as many images of `--calib` as the bundle was calibrated on is judged in the same way.
+Ends with 3 where a network misses a bound.
 """
 
 from __future__ import annotations
@@ -12,17 +14,24 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnxruntime
 import openvino
+from benchmarks.drift_table import CALIBRATION
+from benchmarks.int8_peers import PRESETS, finished, nncf_command
+from PIL import Image
 
 import deploykit
 from deploykit.artifact import RunConfig
+from deploykit.calibration.images import CalibrationImages, open_calibration
+from deploykit.data.preprocess import crop
 from deploykit.manifest import Machine
 from deploykit.runtime import judge, processors
 from deploykit.runtime.arithmetic import Place, judge_file
@@ -60,17 +69,21 @@ class Row:
         family: Of its original.
         processor: The class; emulated ones are told.
         judgement: What was found.
+        ours: It was made by deploykit, and has bounds to keep.
     """
 
     network: str
     family: str
     processor: str
     judgement: Judgement
+    ours: bool = True
 
     @property
     def missed(self) -> tuple[str, ...]:
         """The bounds that it missed, in words; NaN keeps nothing."""
         metrics = self.judgement.metrics
+        if not self.ours:
+            return ()
         if "agreement" not in metrics:
             return (self.judgement.reason or "not judged",)
         least = AGREEMENTS.get(self.family, AGREEMENT)
@@ -83,13 +96,13 @@ class Row:
         found, metrics = self.judgement, self.judgement.metrics
         cells = (
             self.network,
-            found.artifact.removeprefix(f"{self.network}."),
+            found.artifact.partition(".")[2] or found.artifact,
             f"{found.run.backend} {found.ran.precision if found.ran else '–'}",
             self.processor,
             *(_number(metrics.get(name), 100) for name in ("top1", "accuracy_drop", "agreement")),
             _number(judge.least_sqnr(metrics), 1, digits=1),
             _number(metrics.get("int8_share"), 100),
-            ", ".join(self.missed) or "kept",
+            (", ".join(self.missed) or "kept") if self.ours else "–",
         )
         return f"| {' | '.join(cells)} |"
 
@@ -118,22 +131,48 @@ def places(guests: Sequence[Guest]) -> Iterator[tuple[str, Place | None]]:
         yield f"{guest.site.processor}, emulated", Place(guest.processor, opened)
 
 
-def measure(folder: Path, guests: Sequence[Guest], count: int) -> Iterator[Row]:
-    """Judge the int8 artifacts of a bundle on this machine and on each guest."""
-    bundle = deploykit.Bundle.open(folder)
+#: What is judged: its name, how it is run, its file, and whether it is ours.
+Job = tuple[str, RunConfig, Path, bool]
+
+
+def own_jobs(bundle: deploykit.Bundle) -> Iterator[Job]:
+    """Yield the int8 artifacts of a bundle, each in every way that it is run."""
+    for artifact in bundle.manifest.artifacts:
+        if artifact.precision == "int8":
+            yield from ((artifact.name, run, bundle.root / artifact.main.path, True) for run in artifact.runs)
+
+
+def peer_jobs(bundle: deploykit.Bundle, python: str, calib: str, scratch: Path) -> Iterator[Job]:
+    """Yield what NNCF makes of the float32 artifacts, in the ways that those are run."""
+    recipe = bundle.manifest.preprocess
+    assert recipe is not None, "images were judged"
+    images = open_calibration(calib, CALIBRATION, 0, recipe)
+    assert isinstance(images, CalibrationImages), f"{calib} holds no images"
+    for index in range(len(images)):
+        Image.fromarray(crop(images.image(index), recipe)).save(scratch / f"{index:04d}.png")
+    for artifact in bundle.manifest.artifacts:
+        if artifact.precision == "fp32":
+            source = bundle.root / artifact.main.path
+            for title, preset in PRESETS.items():
+                made = scratch / f"{title}{source.suffix}"
+                command = nncf_command(python, source, made, scratch, len(images), recipe)
+                finished([*command, f"--preset={preset}"])
+                yield from ((f"NNCF {title}", run, made, False) for run in artifact.runs)
+
+
+def measure(bundle: deploykit.Bundle, jobs: Iterable[Job], guests: Sequence[Guest], count: int) -> Iterator[Row]:
+    """Judge files by what a bundle holds of its original, on this machine and on each guest."""
     manifest = bundle.manifest
-    assert manifest.evaluation is not None, f"{folder} was judged on no labelled images"
+    assert manifest.evaluation is not None, f"{bundle.root} was judged on no labelled images"
     evaluation = recorded_evaluation(bundle, manifest.evaluation.images)
     assert evaluation is not None, f"{manifest.evaluation.images} is prepared to other pixels here"
-    brief = judge.Brief(golden_of(bundle), manifest.budgets, manifest.axes, spread(evaluation, count))
-    for artifact in manifest.artifacts:
-        if artifact.precision != "int8":
-            continue
-        own = replace(brief, precision=artifact.precision)
-        for run in artifact.runs:
-            for name, place in places(guests):
-                found = judge_file(artifact.name, folder / artifact.main.path, run, own, place=place)
-                yield Row(folder.name, manifest.source.family, name, found)
+    seen = spread(evaluation, count)
+    brief = judge.Brief(golden_of(bundle), manifest.budgets, manifest.axes, seen, precision="int8")
+    for title, run, path, ours in jobs:
+        away = guests if run.precision == "f32" else ()  # emulated x86 chooses no other precision by itself
+        for name, place in places(away):
+            found = judge_file(title, path, run, brief, place=place)
+            yield Row(bundle.root.name, manifest.source.family, name, found, ours)
 
 
 def document(command: str, rows: Sequence[Row], count: int) -> str:
@@ -169,15 +208,27 @@ def main() -> int:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--on", default="avx2", help="sites, separated by commas; '' for this machine alone")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument(
+        "--nncf", metavar="PYTHON", help="interpreter that has NNCF; without it our files alone are judged"
+    )
+    parser.add_argument("--calib", metavar="FOLDER", help="images that NNCF measures activations on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if bool(options.nncf) != bool(options.calib):
+        parser.error("--nncf and --calib belong together")
     guests = guests_of(tuple(filter(None, options.on.split(","))))
     rows = []
     for folder in options.bundles:
-        for row in measure(folder, guests, options.images):
-            rows.append(row)
-            print(row.text, flush=True)
-    words = [*(str(folder) for folder in options.bundles), f"--on {options.on}", f"--images {options.images}"]
+        bundle = deploykit.Bundle.open(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            jobs = own_jobs(bundle)
+            if options.nncf:
+                jobs = chain(jobs, peer_jobs(bundle, options.nncf, options.calib, Path(scratch)))
+            for row in measure(bundle, jobs, guests, options.images):
+                rows.append(row)
+                print(row.text, flush=True)
+    peers = ["--nncf PYTHON --calib FOLDER"] if options.nncf else []
+    words = [*(folder.name for folder in options.bundles), f"--on {options.on}", f"--images {options.images}", *peers]
     text = document(" ".join(["python -m benchmarks.int8_classes", *words]), rows, options.images)
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """What fewer bits cost networks that were trained on photographs.
 
-    python -m benchmarks.photographs --archives FOLDER --state FOLDER [MODEL ...] [--out docs/results/photographs.md]
+    python -m benchmarks.photographs --archives FOLDER --state FOLDER [MODEL ...] [--cells CELL ...] [--for vnni] [--out FILE]
 
 The architectures of the networks that ship with the package, trained by `scripts/train_photographs.py` where their weights are
 not in `--state` yet, judged on all test images. Ends with 3 where a network misses a bound.
@@ -41,11 +41,14 @@ def source_of(model: str, photographs: Photographs, state: Path) -> SourceOption
     )
 
 
-def measure(model: str, photographs: Photographs, state: Path) -> list[Row]:
-    """Export a trained network to every cell and judge it on all test images."""
+def measure(
+    model: str, photographs: Photographs, state: Path, cells: Sequence[str] = CELLS, processors: str = ""
+) -> list[Row]:
+    """Export a trained network to cells, for classes of processors where they are named, and judge it on all test images."""
     options = deploykit.ExportOptions(
-        cells=CELLS,
-        out=str(state / "bundles" / model),
+        cells=tuple(cells),
+        out=str(state / "bundles" / "-".join(filter(None, (model, processors)))),
+        processors=(processors,) if processors else (),
         data=str(photographs.folder / "test"),
         calib=str(photographs.folder / "train"),
         calib_size=CALIBRATION,
@@ -76,6 +79,8 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(PHOTOGRAPHS)}; none means all")
     parser.add_argument("--archives", type=Path, required=True, help="folder of train.tar.gz and test.tar.gz")
     parser.add_argument("--state", type=Path, required=True, help="folder of unpacked images, weights and bundles")
+    parser.add_argument("--cells", nargs="+", default=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}; else all")
+    parser.add_argument("--for", dest="processors", default="", metavar="CLASS", help="as in `deploykit export`")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,8 +89,9 @@ def main() -> int:
     rows = []
     for model in options.models or PHOTOGRAPHS:
         train_network(model, photographs, options.state)
-        rows += measure(model, photographs, options.state)
-    words = ["python -m benchmarks.photographs", *options.models, "--archives FOLDER --state FOLDER"]
+        rows += measure(model, photographs, options.state, options.cells, options.processors)
+    cells = [] if tuple(options.cells) == CELLS else [f"--cells {' '.join(options.cells)}"]
+    words = ["python -m benchmarks.photographs", *options.models, "--archives FOLDER --state FOLDER", *cells]
     return publish(document("Photographs", " ".join(words), about(rows), rows), options.out, rows)
 
 

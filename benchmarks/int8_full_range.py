@@ -1,0 +1,148 @@
+"""What int8 weights that are right on every processor cost where those of the whole range would do: noise and time, in pairs.
+
+    python -m benchmarks.int8_full_range --pair BUNDLE BUNDLE_FOR_VNNI ... [--rounds 20] [--out FILE]
+
+Both bundles of a pair are exported from one network, the second one with `--for vnni`. This machine must have VNNI.
+Ends with 3 where time or noise goes beyond the bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime
+import openvino
+from numpy.typing import NDArray
+
+from deploykit.artifact import TensorSpec
+from deploykit.bundle import Bundle, load_tensors
+from deploykit.manifest import Machine
+from deploykit.runtime import judge, processors
+from deploykit.runtime.latency import BenchOptions, Candidate, measure
+from deploykit.verdict import Judgement, Ratio
+
+#: Times as long, and decibels less, than weights of the whole range at most.
+MOST_TIME: Final = 1.05
+MOST_NOISE: Final = 1.0
+COLUMNS: Final = ("network", "run as", "SQNR, dB", "for VNNI, dB", "time × for VNNI", "n", "bounds")
+ALIGNMENT: Final = "|---|---|---:|---:|---:|---:|---|"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run one network's int8.
+
+    Attributes:
+        network: Name of the bundle.
+        run: How it was run.
+        safe_db: SQNR of what is right everywhere, dB.
+        full_db: SQNR of what has the whole range, dB.
+        time: Of what is right everywhere, over the other's: paired, with a confidence interval.
+        n: Inferences timed.
+    """
+
+    network: str
+    run: str
+    safe_db: float
+    full_db: float
+    time: Ratio
+    n: int
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The bounds that it missed; a time counts as beyond its bound where the whole interval is."""
+        told = [] if self.safe_db >= self.full_db - MOST_NOISE else [f"over {MOST_NOISE:g} dB of noise"]
+        return (*told, *([] if self.time.lower <= MOST_TIME else [f"over {MOST_TIME:g} × the time"]))
+
+    @property
+    def text(self) -> str:
+        """The row of the table."""
+        time = f"{self.time.median:.3f} ({self.time.lower:.3f} to {self.time.upper:.3f})"
+        kept = ", ".join(self.missed) or "kept"
+        return f"| {self.network} | {self.run} | {self.safe_db:.1f} | {self.full_db:.1f} | {time} | {self.n} | {kept} |"
+
+
+def rows_of(safe: Bundle, full: Bundle, options: BenchOptions) -> Iterator[Row]:
+    """Compare the int8 artifacts of two bundles, runtime by runtime."""
+    fed = next(iter(load_tensors(safe.root / safe.manifest.golden.inputs.path).values()))
+
+    def feeds(specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float32]]:
+        return {specs[0].name: fed[:1]}
+
+    for first in _judged(safe):
+        other = next(one for one in _judged(full) if one.run == first.run)
+        pair = [
+            Candidate(name, str(_file(bundle, one)), one.run)
+            for name, bundle, one in zip(("safe", "full"), (safe, full), (first, other), strict=True)
+        ]
+        _, timing = measure(pair, feeds, options, baseline="safe")
+        assert timing.speedup is not None, "it is compared"
+        one_db, other_db = (judge.least_sqnr(one.metrics) for one in (first, other))
+        yield Row(safe.root.name, first.run.label, one_db, other_db, timing.speedup, timing.n)
+
+
+def _judged(bundle: Bundle) -> list[Judgement]:
+    int8 = {artifact.name for artifact in bundle.manifest.artifacts if artifact.precision == "int8"}
+    return [one for one in bundle.manifest.judgements if one.artifact in int8]
+
+
+def _file(bundle: Bundle, judged: Judgement) -> Path:
+    return bundle.root / next(one.main.path for one in bundle.manifest.artifacts if one.name == judged.artifact)
+
+
+def document(command: str, rows: Sequence[Row]) -> str:
+    """Return the whole page."""
+    machine = Machine.here()
+    missed = sum(bool(row.missed) for row in rows)
+    lines = [
+        "# int8 for every processor beside int8 for VNNI",
+        "",
+        f"`{command}`",
+        "",
+        f"{machine.cpu} ({processors.here().name}), {machine.cores} cores, Python {platform.python_version()}, "
+        f"ONNX Runtime {onnxruntime.__version__},",
+        f"OpenVINO {openvino.__version__.split('-')[0]}.",
+        "",
+        "- *SQNR* is of the golden inputs: of the weights that are right on every processor, and *for VNNI* of those of",
+        "  the whole range (`--for vnni`).",
+        "- *time* is that of the first over that of the second, paired by round, with a 95 % interval.",
+        f"- *bounds*: at most {MOST_TIME:g} times as long and {MOST_NOISE:g} dB less: {missed} of {len(rows)} rows miss one.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        ALIGNMENT,
+        *(row.text for row in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", nargs=2, type=Path, action="append", required=True, metavar="BUNDLE")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for pair in options.pair:
+        safe, full = map(Bundle.open, pair)
+        for row in rows_of(safe, full, BenchOptions(rounds=options.rounds)):
+            rows.append(row)
+            print(row.text, flush=True)
+    pairs = " ".join(f"--pair {safe.name} {full.name}" for safe, full in options.pair)
+    text = document(f"python -m benchmarks.int8_full_range {pairs} --rounds {options.rounds}", rows)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+    return 3 if any(row.missed for row in rows) else os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
