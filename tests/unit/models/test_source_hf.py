@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -347,25 +348,29 @@ import torch, timm, transformers, huggingface_hub
 from deploykit.errors import DeploykitError
 from deploykit.models.original import SourceOptions
 from deploykit.models.source_hf import SCHEME
-began = time.monotonic()
-try:
-    original = SCHEME.resolve(sys.argv[1], SourceOptions())
-    module = SCHEME.open(original)
-    said = {"id": original.id, "name": original.name, "weights": original.weights_file, "task": original.task}
-except DeploykitError as error:
-    said = {"error": str(error), "code": error.exit_code, "hints": [hint.action for hint in error.hints]}
-print(json.dumps({**said, "seconds": time.monotonic() - began, "sockets": opened}))
+imported = list(opened)
+def say(name):
+    opened[:] = imported
+    began = time.monotonic()
+    try:
+        original = SCHEME.resolve(name, SourceOptions())
+        module = SCHEME.open(original)
+        said = {"id": original.id, "name": original.name, "weights": original.weights_file, "task": original.task}
+    except DeploykitError as error:
+        said = {"error": str(error), "code": error.exit_code, "hints": [hint.action for hint in error.hints]}
+    return {**said, "seconds": time.monotonic() - began, "sockets": list(opened)}
+print(json.dumps({name: say(name) for name in sys.argv[1:]}))
 """
 
 
-def _elsewhere(name: str, home: Path, **environment: str) -> dict[str, Any]:
-    """Resolve and open in a process of its own: the hub's client reads the environment when it is imported."""
+def _elsewhere(names: Sequence[str], home: Path, **environment: str) -> dict[str, dict[str, Any]]:
+    """Resolve and open names in a process of its own: the hub's client reads the environment when it is imported."""
     inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     variables = {**inherited, "HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, env=variables)
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, env=variables)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "", "nothing is printed beside"
-    said: dict[str, Any] = json.loads(ended.stdout)
+    said: dict[str, dict[str, Any]] = json.loads(ended.stdout)
     return said
 
 
@@ -382,32 +387,50 @@ def _cached(home: Path, repository: str, folder: Path) -> Path:
     return root / "snapshots" / commit
 
 
-def test_a_folder_is_opened_without_a_socket(dino: Path, tmp_path: Path) -> None:
-    said = _elsewhere(str(dino), tmp_path)
-    assert (said["name"], said["task"], said["sockets"]) == (str(dino), "embedding", [])
+@dataclass(frozen=True)
+class _Heard:
+    """What two processes say, one of them told to stay offline, and where the snapshots lie that are whole."""
+
+    dino: Path
+    snapshots: dict[str, Path]
+    said: dict[str, dict[str, Any]]
+    offline: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def heard(_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> _Heard:
+    """Repositories in one cache, whole and in part. All that is here is opened before the network is missed."""
+    home = tmp_path_factory.mktemp("hub")
+    folders = {"transformers": _dino, "timm": timm_folder(tmp_path_factory.mktemp("timm") / "mine")[0]}
+    snapshots = {kind: _cached(home, f"{kind}/model.one", folder) for kind, folder in folders.items()}
+    for missing in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        folder = shutil.copytree(_dino, tmp_path_factory.mktemp("partial") / "dino")
+        (folder / missing).unlink()
+        _cached(home, f"without/{missing}", folder)
+    names = [str(_dino), *(f"{kind}/model.one" for kind in folders)]
+    said = _elsewhere([*names, "without/config.json", "without/preprocessor_config.json"], home)
+    offline = _elsewhere(["without/model.safetensors"], home, HF_HUB_OFFLINE="1")
+    return _Heard(_dino, snapshots, said, offline)
+
+
+def test_a_folder_is_opened_without_a_socket(heard: _Heard) -> None:
+    said = heard.said[str(heard.dino)]
+    assert (said["name"], said["task"], said["sockets"]) == (str(heard.dino), "embedding", [])
 
 
 @pytest.mark.parametrize("kind", ["transformers", "timm"])
-def test_a_repository_comes_from_the_cache_without_network(dino: Path, tmp_path: Path, kind: str) -> None:
-    folder = dino if kind == "transformers" else timm_folder(tmp_path / "mine")[0]
-    snapshot = _cached(tmp_path, "some/model.one", folder)
-    said = _elsewhere("some/model.one", tmp_path)
-    assert (said["id"], said["name"]) == ("model.one", "some/model.one")
-    assert said["weights"] == str(snapshot / "model.safetensors")
+def test_a_repository_comes_from_the_cache_without_network(heard: _Heard, kind: str) -> None:
+    said = heard.said[f"{kind}/model.one"]
+    assert (said["id"], said["name"]) == ("model.one", f"{kind}/model.one")
+    assert said["weights"] == str(heard.snapshots[kind] / "model.safetensors")
     assert said["sockets"] == []
 
 
-@pytest.mark.parametrize(
-    ("missing", "environment"),
-    [("config.json", {}), ("model.safetensors", {"HF_HUB_OFFLINE": "1"}), ("preprocessor_config.json", {})],
-)
-def test_a_repository_that_is_not_here_whole_is_told_at_once(
-    dino: Path, tmp_path: Path, missing: str, environment: dict[str, str]
-) -> None:
-    (dino / missing).unlink()
-    _cached(tmp_path, "some/model", dino)
-    said = _elsewhere("some/model", tmp_path, **environment)
-    told = f"hf:some/model: there is no such folder, {missing} isn't in the hub's cache, and the hub can't be reached"
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_repository_that_is_not_here_whole_is_told_at_once(heard: _Heard, missing: str) -> None:
+    name = f"without/{missing}"
+    said = (heard.offline if missing == "model.safetensors" else heard.said)[name]
+    told = f"hf:{name}: there is no such folder, {missing} isn't in the hub's cache, and the hub can't be reached"
     assert (said["code"], said["error"]) == (5, told)
     assert said["hints"] == ["hf:FOLDER"]
     assert said["seconds"] < 20, "the hub's client alone tries again for half a minute"
