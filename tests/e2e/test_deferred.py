@@ -73,8 +73,8 @@ def for_rtx(deferred: Path, tmp_path: Path) -> Path:
 
 
 def test_bf16_and_fp8_are_judged_where_they_are_written(tmp_path: Path) -> None:
-    words = ("--bf16", "--fp8", "--trt", "--defer", "--no-bench", "--eval-size", "20", "--json")
-    made = run("export", "tiny-dinov2", *words, "--out", str(tmp_path / "bundle"))
+    words = ("--bf16", "--fp8", "--trt", "--defer", "--no-bench", "--eval-size", "20", "--calib-size", "40")
+    made = run("export", "tiny-dinov2", *words, "--json", "--out", str(tmp_path / "bundle"))
     assert made.code == 6, "twenty images can't tell; all else passes"
     judged = {one.artifact.split(".")[1]: one for one in Bundle.open(tmp_path / "bundle").manifest.judgements}
     assert {name: one.ran.precision for name, one in judged.items() if one.ran} == {"bf16": "bf16", "fp8": "f16"}

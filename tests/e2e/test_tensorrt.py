@@ -40,7 +40,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of fp16 and int8 engines with an open batch."""
     out = tmp_path_factory.mktemp("rtx") / "bundle"
     words = ("--fp16", "--int8", "--trt-rtx", "--dynamic", "batch", "--profile", "batch=1,4,8", "--sm", "86,89")
-    made = run("export", "tiny-dinov2", *words, "--eval-size", "50", "--no-repair", "--json", "--out", str(out))
+    few = ("--eval-size", "50", "--calib-size", "40", "--no-repair")
+    made = run("export", "tiny-dinov2", *words, *few, "--json", "--out", str(out))
     assert made.code == 0, made.err
     told = json.loads(made.out)
     assert {entry["verdict"] for entry in told["artifacts"]} == {"not_run"}
