@@ -53,9 +53,12 @@ def test_bfloat16_is_refused_for_onnx_runtime_with_the_cell_that_takes_it(tmp_pa
 @pytest.mark.parametrize(
     ("words", "made"),
     [
-        (("--fp16", "--ort", "--openvino"), {"fp16": 2}),
-        (("--int8", "--ort", "--openvino"), {"int8": 2}),
-        (("--int8-weights", "--ort", "--openvino", "--cell", "bf16:openvino"), {"int8-weights": 2, "bf16": 1}),
+        (("--fp16", "--ort", "--openvino", "--eval-size", "1500"), {"fp16": 2}),
+        (("--int8", "--ort", "--openvino", "--eval-size", "1200", "--calib-size", "100"), {"int8": 2}),
+        (
+            ("--int8-weights", "--ort", "--openvino", "--cell", "bf16:openvino"),
+            {"int8-weights": 2, "bf16": 1},
+        ),
     ],
     ids=["fp16", "int8", "int8-weights-and-bf16"],
 )
@@ -95,7 +98,8 @@ def _check_sizes(manifest: Manifest) -> None:
 
 
 def test_repair_returns_what_costs_most_until_the_gates_pass_and_says_so(tmp_path: Path) -> None:
-    words = ("export", "tiny-convnextv2", "--int8", "--ort", "--no-bench", "--out", str(tmp_path / "bundle"))
+    words = ["export", "tiny-convnextv2", "--int8", "--ort", "--no-bench", "--out", str(tmp_path / "bundle")]
+    words += ["--calib-size", "100"]
     kept = run(*words, "--no-repair", "--json")
     assert kept.code == 3, kept.err
     assert json.loads(kept.out)["repairs"] == []
@@ -115,7 +119,9 @@ def test_repair_returns_what_costs_most_until_the_gates_pass_and_says_so(tmp_pat
 def test_a_calibration_table_replaces_images_and_belongs_to_one_graph(tmp_path: Path) -> None:
     table, words = tmp_path / "net.ranges", ("--int8", "--openvino", "--no-bench", "--no-verify", "--json")
     first, second = tmp_path / "first", tmp_path / "second"
-    made = run("export", "tiny-convnext", *words, "--save-calib-table", str(table), "--out", str(first))
+    made = run(
+        "export", "tiny-convnext", *words, "--calib-size", "64", "--save-calib-table", str(table), "--out", str(first)
+    )
     assert made.code == 0, made.err
     again = run("export", "tiny-convnext", *words, "--calib-table", str(table), "--out", str(second))
     assert again.code == 0, again.err
