@@ -127,7 +127,7 @@ def test_a_second_export_imports_neither_torch_nor_timm(bundle: Path, exported: 
 
 def test_json_of_an_export_is_one_object(tmp_path: Path) -> None:
     out = tmp_path / "b"
-    outcome = run("export", "tiny-convnext", "--ort", "--no-bench", "--out", str(out), "--json")
+    outcome = run("export", "tiny-convnext", "--ort", "--no-bench", "--eval-size", "200", "--out", str(out), "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     assert found["bundle"] == str(out)
@@ -154,9 +154,7 @@ def test_a_dynamic_batch_is_run_at_sizes_off_the_traced_one(tmp_path: Path) -> N
 
 
 def test_a_static_batch_is_what_was_asked_for(tmp_path: Path) -> None:
-    options = deploykit.ExportOptions(
-        cells=("fp32:ort",), out=str(tmp_path / "b"), batch=4, eval_size=2000, bench=False
-    )
+    options = deploykit.ExportOptions(cells=("fp32:ort",), out=str(tmp_path / "b"), batch=4, eval_size=200, bench=False)
     exported = deploykit.export_model("tiny-convnext", options)
     assert exported.bundle.manifest.artifacts[0].inputs[0].shape == (4, 3, 64, 64)
     assert exported.report.verdict is deploykit.Verdict.PASS

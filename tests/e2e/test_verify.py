@@ -13,6 +13,7 @@ import pytest
 
 import deploykit
 from tests.e2e.support import run
+from tests.support import EVAL_SIZE
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_one_convolution_times_1_05_is_drift(bundle: Path, tmp_path: Path) -> No
     weights[conv.input[1]].CopyFrom(onnx.numpy_helper.from_array(scaled.astype("float32"), conv.input[1]))
     path = tmp_path / "scaled.onnx"
     onnx.save(model, str(path))
-    outcome = run("verify", str(path), "--reference", "tiny-convnext", "--json")
+    outcome = run("verify", str(path), "--reference", "tiny-convnext", "--eval-size", "64", "--json")
     assert outcome.code == 3, outcome.err
     found = json.loads(outcome.out)
     assert found["verdict"] == "fail"
@@ -76,8 +77,9 @@ def test_one_convolution_times_1_05_is_drift(bundle: Path, tmp_path: Path) -> No
 
 
 def test_a_bare_artifact_passes_against_its_original(bundle: Path) -> None:
+    options = deploykit.VerifyOptions(reference="tiny-convnext", eval_size=EVAL_SIZE)
     for name in ("tiny-convnext.fp32.onnx", "tiny-convnext.fp32.openvino.xml"):
-        report = deploykit.verify(bundle / name, deploykit.VerifyOptions(reference="tiny-convnext"))
+        report = deploykit.verify(bundle / name, options)
         assert report.verdict is deploykit.Verdict.PASS
 
 
