@@ -96,7 +96,7 @@ def test_export_verify_bench_and_doctor_open_none(tmp_path: Path) -> None:
     env, log = _watched(tmp_path, by_python=True, by_native=True)
     out = str(tmp_path / "bundle")
     for words in (
-        ("export", "tiny-convnext", "--ort", "--openvino", "--eval-size", "32", "--out", out),
+        ("export", "tiny-convnext", "--ort", "--openvino", "--no-bench", "--eval-size", "32", "--out", out),
         ("verify", out),
         ("bench", out, "--rounds", "1"),
         ("doctor",),
