@@ -54,7 +54,7 @@ def test_half_and_eight_bits_hold_at_other_sizes_too(tmp_path: Path) -> None:
 def test_an_engine_is_tuned_for_a_range_of_sizes(tmp_path: Path) -> None:
     words = ("--fp16", "--trt-rtx", "--sm", "89", "--dynamic", "height", "--dynamic", "width", "--no-bench")
     parts = ("--profile", "height=64,64,64", "--profile", "height=96,128,256", "--profile", "width=32,64,256")
-    made = run("export", "tiny-convnext", *words, *parts, "--out", str(tmp_path / "b"))
+    made = run("export", "tiny-convnext", *words, *parts, "--eval-size", "20", "--out", str(tmp_path / "b"))
     assert made.code == 0, made.err
     manifest = Bundle.open(tmp_path / "b").manifest
     assert manifest.artifacts[0].inputs[0].text == "[1, 3, height 64..256, width 32..256]"
