@@ -3,8 +3,8 @@
     python -m benchmarks.int8_classes BUNDLE ... [--on avx2] [--images 2000] [--nncf PYTHON --calib FOLDER] [--out FILE.md]
 
 Each int8 artifact of a bundle is judged as `verify` does, on images evenly spread among those that the bundle was judged on.
-Sites must be ready (`deploykit site list`). `--nncf` names an interpreter that has NNCF, onnx and Pillow: what NNCF makes of
-the bundle's float32 files and as many images of `--calib` as the bundle was calibrated on is judged in the same way.
+Sites must be ready (`deploykit site list`). `--nncf` names an interpreter that has NNCF, OpenVINO, onnx and Pillow: what NNCF
+makes of the bundle's float32 files and as many images of `--calib` as the bundle was calibrated on is judged in the same way.
 Ends with 3 where a network misses a bound.
 """
 

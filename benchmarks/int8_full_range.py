@@ -2,7 +2,8 @@
 
     python -m benchmarks.int8_full_range --pair BUNDLE BUNDLE_FOR_VNNI ... [--rounds 20] [--out FILE]
 
-Both bundles of a pair are exported from one network, the second one with `--for vnni`. This machine must have VNNI.
+Both bundles of a pair are exported from one network, the first one with fp32 too, the second one with `--for vnni`. Noise is
+measured on images that the first one was judged on, against its fp32 in ONNX Runtime. This machine must have VNNI.
 Ends with 3 where time or noise goes beyond the bounds.
 """
 
@@ -20,14 +21,17 @@ from typing import Final
 import numpy as np
 import onnxruntime
 import openvino
+from benchmarks.int8_classes import spread
 from numpy.typing import NDArray
 
-from deploykit.artifact import TensorSpec
+from deploykit.artifact import Preprocess, RunConfig, TensorSpec
 from deploykit.bundle import Bundle, load_tensors
 from deploykit.manifest import Machine
-from deploykit.runtime import judge, processors
+from deploykit.runtime import drift, judge, processors
+from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import BenchOptions, Candidate, measure
 from deploykit.verdict import Judgement, Ratio
+from deploykit.workflow.verify import recorded_evaluation
 
 #: Times as long, and decibels less, than weights of the whole range at most.
 MOST_TIME: Final = 1.05
@@ -70,23 +74,40 @@ class Row:
         return f"| {self.network} | {self.run} | {self.safe_db:.1f} | {self.full_db:.1f} | {time} | {self.n} | {kept} |"
 
 
-def rows_of(safe: Bundle, full: Bundle, options: BenchOptions) -> Iterator[Row]:
+def rows_of(safe: Bundle, full: Bundle, images: int, options: BenchOptions) -> Iterator[Row]:
     """Compare the int8 artifacts of two bundles, runtime by runtime."""
     fed = next(iter(load_tensors(safe.root / safe.manifest.golden.inputs.path).values()))
+    crops, recipe = images_of(safe, images)
+    reference = next(one for one in safe.manifest.artifacts if one.name.endswith("fp32.ort"))
+    expected = logits(safe.root / reference.main.path, reference.runs[0], crops, recipe)
+    about = drift.mean_answer(expected)
 
     def feeds(specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float32]]:
         return {specs[0].name: fed[:1]}
 
     for first in _judged(safe):
         other = next(one for one in _judged(full) if one.run == first.run)
-        pair = [
-            Candidate(name, str(_file(bundle, one)), one.run)
-            for name, bundle, one in zip(("safe", "full"), (safe, full), (first, other), strict=True)
-        ]
+        files = _file(safe, first), _file(full, other)
+        pair = [Candidate(name, str(path), first.run) for name, path in zip(("safe", "full"), files, strict=True)]
         _, timing = measure(pair, feeds, options, baseline="safe")
         assert timing.speedup is not None, "it is compared"
-        one_db, other_db = (judge.least_sqnr(one.metrics) for one in (first, other))
-        yield Row(safe.root.name, first.run.label, one_db, other_db, timing.speedup, timing.n)
+        found = (logits(path, first.run, crops, recipe) for path in files)
+        safe_db, full_db = (drift.sqnr_db(expected, one, about) for one in found)
+        yield Row(safe.root.name, first.run.label, safe_db, full_db, timing.speedup, timing.n)
+
+
+def images_of(bundle: Bundle, count: int) -> tuple[NDArray[np.uint8], Preprocess]:
+    """Return crops, spread over those that a bundle was judged on, and how they become inputs."""
+    assert bundle.manifest.evaluation is not None, f"{bundle.root} was judged on no labelled images"
+    found = recorded_evaluation(bundle, bundle.manifest.evaluation.images)
+    assert found is not None, f"{bundle.manifest.evaluation.images} is prepared to other pixels here"
+    return spread(found, count).crops, found.recipe
+
+
+def logits(path: Path, run: RunConfig, crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float32]:
+    """Return what a file answers."""
+    with get_backend(run.backend).open(str(path), run) as session:
+        return judge.logits_of(session, crops, recipe)
 
 
 def _judged(bundle: Bundle) -> list[Judgement]:
@@ -98,7 +119,7 @@ def _file(bundle: Bundle, judged: Judgement) -> Path:
     return bundle.root / next(one.main.path for one in bundle.manifest.artifacts if one.name == judged.artifact)
 
 
-def document(command: str, rows: Sequence[Row]) -> str:
+def document(command: str, rows: Sequence[Row], images: int) -> str:
     """Return the whole page."""
     machine = Machine.here()
     missed = sum(bool(row.missed) for row in rows)
@@ -111,7 +132,7 @@ def document(command: str, rows: Sequence[Row]) -> str:
         f"ONNX Runtime {onnxruntime.__version__},",
         f"OpenVINO {openvino.__version__.split('-')[0]}.",
         "",
-        "- *SQNR* is of the golden inputs: of the weights that are right on every processor, and *for VNNI* of those of",
+        f"- *SQNR* is of {images} images: of the weights that are right on every processor, and *for VNNI* of those of",
         "  the whole range (`--for vnni`).",
         "- *time* is that of the first over that of the second, paired by round, with a 95 % interval.",
         f"- *bounds*: at most {MOST_TIME:g} times as long and {MOST_NOISE:g} dB less: {missed} of {len(rows)} rows miss one.",
@@ -128,17 +149,19 @@ def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", nargs=2, type=Path, action="append", required=True, metavar="BUNDLE")
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
     for pair in options.pair:
         safe, full = map(Bundle.open, pair)
-        for row in rows_of(safe, full, BenchOptions(rounds=options.rounds)):
+        for row in rows_of(safe, full, options.images, BenchOptions(rounds=options.rounds)):
             rows.append(row)
             print(row.text, flush=True)
     pairs = " ".join(f"--pair {safe.name} {full.name}" for safe, full in options.pair)
-    text = document(f"python -m benchmarks.int8_full_range {pairs} --rounds {options.rounds}", rows)
+    words = f"{pairs} --images {options.images} --rounds {options.rounds}"
+    text = document(f"python -m benchmarks.int8_full_range {words}", rows, options.images)
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
     return 3 if any(row.missed for row in rows) else os.EX_OK
