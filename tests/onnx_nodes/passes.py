@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from deploykit.artifact import FileRecord
-from deploykit.calibration.ranges import RANGES, RangeTable
+from deploykit.calibration.ranges import RANGES
 from deploykit.errors import DeploykitError
 from deploykit.export import adopt, cast, equal, onnx_files, provenance, ranges, rewrite, simplify
 from deploykit.export.stage import Item, Workspace
@@ -40,7 +40,7 @@ CLEAR: Final = frozenset({2, 5, 7, 8})
 REFUSALS: Final = Path(__file__).parent / "refusals.json"
 #: What refusals say, and what that comes to.
 REASONS: Final = (
-    ("is not finite on calibration image", "ranges: a tensor holds infinity or NaN"),
+    ("is NaN on calibration image", "ranges: a tensor holds NaN"),
     ("ranges are measured in graphs of opset", "ranges: opset below 10"),
     ("needs opset", "cast: opset too old"),
     ("the graph is already", "cast: half already"),
@@ -214,8 +214,7 @@ def _cast(source: Path, folder: Path, case: Case) -> None:
     place = folder.parent / "ranges"
     place.mkdir()
     seen = ranges.measure(source, [case.feeds], place)
-    tensors = {name: collector.range() for name, collector in seen.items()}
-    RangeTable(graph.digest, "0" * 64, 1, tensors).save(place / RANGES)
+    ranges.table_of(seen, graph.digest, "0" * 64, 1).save(place / RANGES)
     given = {"graph": graph, "ranges": _item("ranges", place, RANGES)}
     cast.STAGE.run(given, cast.CastOptions("fp16"), Workspace(folder, lambda _done, _total: None))
 

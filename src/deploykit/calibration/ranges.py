@@ -261,6 +261,17 @@ class Seen:
     channel_max: Floats
     channel_mean: Floats
 
+    @property
+    def has_infinity(self) -> bool:
+        """Whether a value, or the mean of a channel, is infinite."""
+        return math.isinf(self.min) or math.isinf(self.max) or bool(np.isinf(self.channel_mean).any())
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether a value is NaN as far as this tells: reductions may skip it, and infinities of both signs have no mean."""
+        values = self.samples if self.has_infinity else np.concatenate([self.samples, self.channel_mean])
+        return math.isnan(self.min) or math.isnan(self.max) or bool(np.isnan(values).any())
+
 
 class Collector:
     """Gathers the range of one tensor; what it holds doesn't grow with the number of images."""
@@ -283,9 +294,9 @@ class Collector:
         Raises:
             BadInputError: A value is NaN.
         """
-        if math.isnan(seen.min) or math.isnan(seen.max):
+        if seen.has_nan:
             raise BadInputError(f"tensor {self.name!r} is NaN on calibration image {self.count}")
-        self.is_unbounded |= math.isinf(seen.min) or math.isinf(seen.max)
+        self.is_unbounded |= seen.has_infinity
         if self.is_unbounded:
             self.count += 1
             return

@@ -246,6 +246,13 @@ def measure(graph: Path, feeds: Iterable[Mapping[str, Tensor]], folder: Path) ->
     return collectors
 
 
+def table_of(collectors: Mapping[str, Collector], graph: str, images: str, count: int) -> RangeTable:
+    """Return the table of what `count` images, by their digest, showed of a graph's tensors."""
+    bounded = {name: collector.range() for name, collector in collectors.items() if not collector.is_unbounded}
+    unbounded = tuple(name for name, collector in collectors.items() if collector.is_unbounded)
+    return RangeTable(graph, images, count, bounded, unbounded)
+
+
 def _seen(watched: Sequence[Watched], found: Mapping[str, Tensor]) -> Iterator[Seen]:
     """Yield what the records tell, in the order of what is watched."""
     told, at = found[RECORDS], 0
@@ -309,10 +316,9 @@ def _gather(
     images: Item, graph: Item, feeds: Iterable[Mapping[str, Tensor]], count: int, workspace: Workspace
 ) -> Facts:
     collectors = measure(graph.path(onnx_files.MODEL), feeds, workspace.folder)
-    tensors = {name: collector.range() for name, collector in collectors.items() if not collector.is_unbounded}
-    unbounded = tuple(name for name, collector in collectors.items() if collector.is_unbounded)
-    RangeTable(graph.digest, images.digest, count, tensors, unbounded).save(workspace.folder / RANGES)
-    return {"images": count, "tensors": len(tensors)}
+    table = table_of(collectors, graph.digest, images.digest, count)
+    table.save(workspace.folder / RANGES)
+    return {"images": count, "tensors": len(table.tensors)}
 
 
 def _rows(graph: Item, input_name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,18 @@ def test_a_tensor_that_holds_nan_is_refused_by_name() -> None:
     collector = Collector("features.3")
     with pytest.raises(BadInputError, match=r"'features\.3' is NaN on calibration image 0"):
         collector.add(seen(np.array([1.0, np.nan], np.float32)))
+
+
+def test_nan_that_reductions_skipped_is_found() -> None:
+    whole = seen(np.array([1.0, 2.0], np.float32))
+    nan = np.array([np.nan], np.float32)
+    for one in (replace(whole, samples=nan), replace(whole, channel_mean=nan)):
+        with pytest.raises(BadInputError, match="is NaN"):
+            Collector("t").add(one)
+    both = replace(whole, min=-np.inf, max=np.inf, channel_mean=nan)
+    collector = Collector("t")
+    collector.add(both)
+    assert collector.is_unbounded
 
 
 @pytest.mark.parametrize("value", [-np.inf, np.inf])
