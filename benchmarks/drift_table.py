@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import onnxruntime
-import openvino
+from benchmarks.pages import misses, page
 
 import deploykit
-from deploykit.manifest import Machine, Manifest
-from deploykit.runtime import processors
+from deploykit.manifest import Manifest
 from deploykit.verdict import GateResult, Judgement, Timing, Verdict, grade_of
 
 CELLS: Final = tuple(
@@ -188,16 +184,7 @@ def document(title: str, command: str, about: Sequence[str], rows: Sequence[Row]
         about: Lines on networks and images.
         rows: What was found.
     """
-    machine = Machine.here()
-    missed = sum(bool(row.missed) for row in rows)
-    lines = [
-        f"# {title}",
-        "",
-        f"`{command}`,",
-        f"{machine.cpu} ({processors.here().name}), {machine.cores} cores, Python {platform.python_version()},",
-        f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.",
-        "",
-        *about,
+    meanings = [
         "",
         "- *run as* is the backend and the precision that it computed in; `emulator` rounds to half after every operator.",
         "- *drop* is the accuracy lost, in points, with both one-sided 99 % bounds of the pairs where a gate judges it;",
@@ -205,20 +192,7 @@ def document(title: str, command: str, about: Sequence[str], rows: Sequence[Row]
         "- *SQNR* and *worst cosine* are taken from 16 golden inputs, images of the kind that the network was trained on.",
         "- *int8* is the share of the multiply-adds that ran in 8 bits.",
         "- *ms* is the median of one inference, and how many times faster than PyTorch, paired.",
-        f"- *bounds* are those of `benchmarks/{Path(__file__).name}`: {missed} of {len(rows)} rows miss one.",
+        f"- *bounds* are those of `benchmarks/{Path(__file__).name}`: {misses(rows)}.",
         "- *gates* is the verdict of the bundle.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        ALIGNMENT,
-        *(row.text for row in rows),
-        "",
     ]
-    return "\n".join(lines)
-
-
-def publish(text: str, out: Path | None, rows: Sequence[Row]) -> int:
-    """Print the page, write it where it is wanted; returns the exit code: 3 where a bound was missed."""
-    print(text)
-    if out is not None:
-        out.write_text(text, encoding="utf-8")
-    return 3 if any(row.missed for row in rows) else os.EX_OK
+    return page(title, command, [*about, *meanings], (COLUMNS, ALIGNMENT), rows)

@@ -11,8 +11,6 @@ Ends with 3 where a network misses a bound.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,17 +20,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
-import openvino
 from benchmarks.drift_table import CALIBRATION
 from benchmarks.int8_peers import PRESETS, finished, nncf_command
+from benchmarks.pages import misses, page, publish
 from PIL import Image
 
 import deploykit
 from deploykit.artifact import RunConfig
 from deploykit.calibration.images import CalibrationImages, open_calibration
 from deploykit.data.preprocess import crop
-from deploykit.manifest import Machine
 from deploykit.runtime import judge, processors
 from deploykit.runtime.arithmetic import Place, judge_file
 from deploykit.runtime.backends.base import Session
@@ -111,6 +107,15 @@ def _number(value: float | None, factor: float, digits: int = 2) -> str:
     return "–" if value is None else f"{factor * value:.{digits}f}"
 
 
+def evaluation_of(bundle: deploykit.Bundle, count: int) -> judge.Evaluation:
+    """Return `count` of the images that a bundle was judged on, evenly spread."""
+    record = bundle.manifest.evaluation
+    assert record is not None, f"{bundle.root} was judged on no labelled images"
+    found = recorded_evaluation(bundle, record.images)
+    assert found is not None, f"{record.images} is prepared to other pixels here"
+    return spread(found, count)
+
+
 def spread(found: judge.Evaluation, count: int) -> judge.Evaluation:
     """Return `count` of a set's images, evenly spread, all where it has no more."""
     chosen = np.unique(np.linspace(0, len(found.crops) - 1, min(count, len(found.crops))).round().astype(np.int64))
@@ -163,10 +168,7 @@ def peer_jobs(bundle: deploykit.Bundle, python: str, calib: str, scratch: Path) 
 def measure(bundle: deploykit.Bundle, jobs: Iterable[Job], guests: Sequence[Guest], count: int) -> Iterator[Row]:
     """Judge files by what a bundle holds of its original, on this machine and on each guest."""
     manifest = bundle.manifest
-    assert manifest.evaluation is not None, f"{bundle.root} was judged on no labelled images"
-    evaluation = recorded_evaluation(bundle, manifest.evaluation.images)
-    assert evaluation is not None, f"{manifest.evaluation.images} is prepared to other pixels here"
-    seen = spread(evaluation, count)
+    seen = evaluation_of(bundle, count)
     brief = judge.Brief(golden_of(bundle), manifest.budgets, manifest.axes, seen, precision="int8")
     for title, run, path, ours in jobs:
         away = guests if run.precision == "f32" else ()  # emulated x86 chooses no other precision by itself
@@ -177,29 +179,14 @@ def measure(bundle: deploykit.Bundle, jobs: Iterable[Job], guests: Sequence[Gues
 
 def document(command: str, rows: Sequence[Row], count: int) -> str:
     """Return the whole page."""
-    machine = Machine.here()
-    missed = sum(bool(row.missed) for row in rows)
-    lines = [
-        "# int8 on each class of processors",
-        "",
-        f"`{command}`",
-        "",
-        f"{machine.cpu} ({processors.here().name}), {machine.cores} cores, Python {platform.python_version()}, "
-        f"ONNX Runtime {onnxruntime.__version__},",
-        f"OpenVINO {openvino.__version__.split('-')[0]}.",
-        "",
+    about = [
         f"- Top-1, *drop* (accuracy lost, in points) and *agreement* (share of equal answers) are of {count} labelled",
         "  images; *SQNR* is of the bundle's golden inputs.",
         "- *int8* is the share of the multiply-adds that ran in 8 bits.",
         f"- *bounds*: a drop of {100 * DROP:g} points at most, an agreement of {100 * AGREEMENT:g} % at least "
-        f"(MobileNetV3 {100 * AGREEMENTS['mobilenetv3']:g} %): {missed} of {len(rows)} rows miss one.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        ALIGNMENT,
-        *(row.text for row in rows),
-        "",
+        f"(MobileNetV3 {100 * AGREEMENTS['mobilenetv3']:g} %): {misses(rows)}.",
     ]
-    return "\n".join(lines)
+    return page("int8 on each class of processors", command, about, (COLUMNS, ALIGNMENT), rows)
 
 
 def main() -> int:
@@ -226,13 +213,11 @@ def main() -> int:
                 jobs = chain(jobs, peer_jobs(bundle, options.nncf, options.calib, Path(scratch)))
             for row in measure(bundle, jobs, guests, options.images):
                 rows.append(row)
-                print(row.text, flush=True)
+                print(row.text, file=sys.stderr, flush=True)
     peers = ["--nncf PYTHON --calib FOLDER"] if options.nncf else []
     words = [*(folder.name for folder in options.bundles), f"--on {options.on}", f"--images {options.images}", *peers]
     text = document(" ".join(["python -m benchmarks.int8_classes", *words]), rows, options.images)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
-    return 3 if any(row.missed for row in rows) else os.EX_OK
+    return publish(text, options.out, rows)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ Ends with 3 where time or noise goes beyond the bounds.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,24 +17,29 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
-import openvino
-from benchmarks.int8_classes import spread
+from benchmarks.int8_classes import evaluation_of
+from benchmarks.pages import misses, page, publish
 from numpy.typing import NDArray
 
-from deploykit.artifact import Preprocess, RunConfig, TensorSpec
+from deploykit.artifact import RunConfig, TensorSpec
 from deploykit.bundle import Bundle, load_tensors
-from deploykit.manifest import Machine
-from deploykit.runtime import drift, judge, processors
+from deploykit.runtime import drift, judge
 from deploykit.runtime.backends.base import get_backend
 from deploykit.runtime.latency import BenchOptions, Candidate, measure
 from deploykit.verdict import Judgement, Ratio
-from deploykit.workflow.verify import recorded_evaluation
 
 #: Times as long, and decibels less, than weights of the whole range at most.
 MOST_TIME: Final = 1.05
 MOST_NOISE: Final = 1.0
-COLUMNS: Final = ("network", "run as", "SQNR, dB", "for VNNI, dB", "time × for VNNI", "n", "bounds")
+COLUMNS: Final = (
+    "network",
+    "run as",
+    "SQNR, dB",
+    "for VNNI, dB",
+    "time × for VNNI",
+    "n",
+    "bounds",
+)
 ALIGNMENT: Final = "|---|---|---:|---:|---:|---:|---|"
 
 
@@ -77,9 +80,9 @@ class Row:
 def rows_of(safe: Bundle, full: Bundle, images: int, options: BenchOptions) -> Iterator[Row]:
     """Compare the int8 artifacts of two bundles, runtime by runtime."""
     fed = next(iter(load_tensors(safe.root / safe.manifest.golden.inputs.path).values()))
-    crops, recipe = images_of(safe, images)
+    seen = evaluation_of(safe, images)
     reference = next(one for one in safe.manifest.artifacts if one.name.endswith("fp32.ort"))
-    expected = logits(safe.root / reference.main.path, reference.runs[0], crops, recipe)
+    expected = logits(safe.root / reference.main.path, reference.runs[0], seen)
     about = drift.mean_answer(expected)
 
     def feeds(specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float32]]:
@@ -91,23 +94,15 @@ def rows_of(safe: Bundle, full: Bundle, images: int, options: BenchOptions) -> I
         pair = [Candidate(name, str(path), first.run) for name, path in zip(("safe", "full"), files, strict=True)]
         _, timing = measure(pair, feeds, options, baseline="safe")
         assert timing.speedup is not None, "it is compared"
-        found = (logits(path, first.run, crops, recipe) for path in files)
+        found = (logits(path, first.run, seen) for path in files)
         safe_db, full_db = (drift.sqnr_db(expected, one, about) for one in found)
         yield Row(safe.root.name, first.run.label, safe_db, full_db, timing.speedup, timing.n)
 
 
-def images_of(bundle: Bundle, count: int) -> tuple[NDArray[np.uint8], Preprocess]:
-    """Return crops, spread over those that a bundle was judged on, and how they become inputs."""
-    assert bundle.manifest.evaluation is not None, f"{bundle.root} was judged on no labelled images"
-    found = recorded_evaluation(bundle, bundle.manifest.evaluation.images)
-    assert found is not None, f"{bundle.manifest.evaluation.images} is prepared to other pixels here"
-    return spread(found, count).crops, found.recipe
-
-
-def logits(path: Path, run: RunConfig, crops: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float32]:
+def logits(path: Path, run: RunConfig, seen: judge.Evaluation) -> NDArray[np.float32]:
     """Return what a file answers."""
     with get_backend(run.backend).open(str(path), run) as session:
-        return judge.logits_of(session, crops, recipe)
+        return judge.logits_of(session, seen.crops, seen.recipe)
 
 
 def _judged(bundle: Bundle) -> list[Judgement]:
@@ -121,28 +116,13 @@ def _file(bundle: Bundle, judged: Judgement) -> Path:
 
 def document(command: str, rows: Sequence[Row], images: int) -> str:
     """Return the whole page."""
-    machine = Machine.here()
-    missed = sum(bool(row.missed) for row in rows)
-    lines = [
-        "# int8 for every processor beside int8 for VNNI",
-        "",
-        f"`{command}`",
-        "",
-        f"{machine.cpu} ({processors.here().name}), {machine.cores} cores, Python {platform.python_version()}, "
-        f"ONNX Runtime {onnxruntime.__version__},",
-        f"OpenVINO {openvino.__version__.split('-')[0]}.",
-        "",
+    about = [
         f"- *SQNR* is of {images} images: of the weights that are right on every processor, and *for VNNI* of those of",
         "  the whole range (`--for vnni`).",
         "- *time* is that of the first over that of the second, paired by round, with a 95 % interval.",
-        f"- *bounds*: at most {MOST_TIME:g} times as long and {MOST_NOISE:g} dB less: {missed} of {len(rows)} rows miss one.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        ALIGNMENT,
-        *(row.text for row in rows),
-        "",
+        f"- *bounds*: at most {MOST_TIME:g} times as long and {MOST_NOISE:g} dB less: {misses(rows)}.",
     ]
-    return "\n".join(lines)
+    return page("int8 for every processor beside int8 for VNNI", command, about, (COLUMNS, ALIGNMENT), rows)
 
 
 def main() -> int:
@@ -158,13 +138,11 @@ def main() -> int:
         safe, full = map(Bundle.open, pair)
         for row in rows_of(safe, full, options.images, BenchOptions(rounds=options.rounds)):
             rows.append(row)
-            print(row.text, flush=True)
+            print(row.text, file=sys.stderr, flush=True)
     pairs = " ".join(f"--pair {safe.name} {full.name}" for safe, full in options.pair)
     words = f"{pairs} --images {options.images} --rounds {options.rounds}"
     text = document(f"python -m benchmarks.int8_full_range {words}", rows, options.images)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
-    return 3 if any(row.missed for row in rows) else os.EX_OK
+    return publish(text, options.out, rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from benchmarks.drift_table import CALIBRATION, CELLS, Row, document, export, publish, rows_of
+from benchmarks.drift_table import CALIBRATION, CELLS, Row, document, export, rows_of
+from benchmarks.pages import publish
 from scripts.train_photographs import PHOTOGRAPHS, Photographs, train_network, unpack, weights_of
 
 import deploykit

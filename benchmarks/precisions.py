@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.drift_table import CALIBRATION, CELLS, Row, document, export, publish, rows_of
+from benchmarks.drift_table import CALIBRATION, CELLS, Row, document, export, rows_of
+from benchmarks.pages import publish
 
 import deploykit
 from deploykit.models.source_tiny import tiny_names

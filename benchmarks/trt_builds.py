@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.int8_peers import MEGABYTES, finished, render, say
+from benchmarks.pages import table
 
 import deploykit
 from deploykit.export import onnx_files
@@ -231,11 +232,7 @@ def document(command: str, rows: Sequence[Row], runs: int) -> str:
         "- *same bytes*: every one was the same engine.",
         "- *int8* is the share of the multiply-adds that the engine's own program has in 8 bits.",
         f"- *limits*: less than {MOST_SECONDS:.0f} s, no more memory than the limit, the same bytes.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        ALIGNMENT,
-        *(row.text for row in rows),
-        "",
+        *table((COLUMNS, ALIGNMENT), rows),
     ]
     return "\n".join(lines)
 

@@ -184,6 +184,7 @@ class RangeTable:
         unbounded = head.get("unbounded", [])
         texts = (*names, *unbounded, graph, images)
         is_told = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
+        is_told = is_told and isinstance(names, list) and isinstance(unbounded, list)
         if not is_told or len({*names, *unbounded}) != len(names) + len(unbounded):
             raise ValueError("its head names no tensors, graph and images")
         ranges = dict(zip(names, _ranges(arrays, head["channels"]), strict=True))

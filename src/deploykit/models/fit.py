@@ -63,13 +63,13 @@ def without_prefixes(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def part_of(module: torch.nn.Module, state: State, path: Path) -> Part:
-    """Find a network's part of a checkpoint, whose values must be finite; a buffer may hold -inf, as attention masks do.
+    """Find a network's part of a checkpoint, whose values must be finite, or -inf where a mask of its own is.
 
     Names below a prefix are the network's where all of its own are among them. At the top nothing is left out: what is
     too much there may be weights of another variant of it.
 
     Args:
-        module: The network; only its names are looked at.
+        module: The network, as it was built; one without memory has no masks.
         state: As a checkpoint has it.
         path: That it comes from.
 
@@ -78,9 +78,9 @@ def part_of(module: torch.nn.Module, state: State, path: Path) -> Part:
     """
     own = module.state_dict()
     part = _part(own, state, path)
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    plain = {short for short, name in zip(without_prefixes(own), own, strict=True) if name in buffers}
-    check_finite(part.state, path, masks=buffers | plain)
+    masks = {name for name, buffer in module.named_buffers(remove_duplicate=False) if not buffer.is_meta}
+    short = dict(zip(own, without_prefixes(own), strict=True))
+    check_finite(part.state, path, {key: own[name] for name in masks & own.keys() for key in (name, short[name])})
     return part
 
 
@@ -103,13 +103,13 @@ def _part(own: Collection[str], state: State, path: Path) -> Part:
     return Part(mine, prefix, tuple(name for name in state if not name.startswith(prefix)))
 
 
-def check_finite(state: State, path: Path, *, masks: Collection[str] = ()) -> None:
+def check_finite(state: State, path: Path, masks: Mapping[str, torch.Tensor] | None = None) -> None:
     """Refuse NaN and infinity.
 
     Args:
         state: Tensors by name.
         path: That they come from.
-        masks: Names of those that may hold -inf.
+        masks: What some of them must be -inf like: -inf at one's place is allowed.
 
     Raises:
         BadInputError: A tensor holds one; it is named.
@@ -119,8 +119,11 @@ def check_finite(state: State, path: Path, *, masks: Collection[str] = ()) -> No
     for name, value in state.items():
         if not value.is_floating_point():
             continue
-        allowed = torch.isfinite(value) | torch.isneginf(value) if name in masks else torch.isfinite(value)
-        if not bool(allowed.all()):
+        odd = ~torch.isfinite(value)
+        mask = (masks or {}).get(name)
+        if mask is not None and mask.shape == value.shape:
+            odd &= ~(torch.isneginf(value) & torch.isneginf(mask))
+        if bool(odd.any()):
             raise BadInputError(f"{path}: {name} holds NaN or infinity")
 
 

@@ -161,8 +161,12 @@ def _treated(
 
 def share_left(costs: Sequence[Costed], returned: Collection[str]) -> float:
     """Return the share of the multiply-adds that stays in 8 bits where layers, by first outputs, are returned; 0 of none."""
-    macs = sum(entry.layer.macs for entry in costs)
-    return sum(entry.layer.macs for entry in costs if entry.layer.node not in returned) / macs if macs else 0.0
+    return sum(entry.layer.macs for entry in costs if entry.layer.node not in returned) / _macs(costs)
+
+
+def _macs(costs: Iterable[Costed]) -> int:
+    """Return the multiply-adds of all layers; 1 where there are none, to divide by."""
+    return sum(entry.layer.macs for entry in costs) or 1
 
 
 def _measured(pipeline: Pipeline, draft: Draft, cell: Cell) -> tuple[Costed, ...]:
@@ -278,11 +282,11 @@ class Choice:
 
     def _may_go(self, present: Sequence[Costed], index: int) -> bool:
         left = sum(entry.layer.macs for entry in present) - present[index].layer.macs
-        return left >= self.floor * self._macs
+        return left >= self.floor * _macs(self.costs)
 
     def _value(self, present: Sequence[Costed], index: int, unmet: Sequence[Aim]) -> float:
         """Return by how much a layer brings the error nearer to the aims, for its price."""
-        price = present[index].layer.macs / self._macs + 1 / len(self.costs)
+        price = present[index].layer.macs / _macs(self.costs) + 1 / len(self.costs)
         rest = [entry for entry in present if entry is not present[index]]
         return sum(1 - self._error(rest, aim) / self._error(present, aim) for aim in unmet) / price
 
@@ -290,14 +294,10 @@ class Choice:
         rows = [entry.errors for entry in present]
         return aim.of(np.sum(rows, axis=0), self.golden) if rows else 0.0
 
-    @property
-    def _macs(self) -> int:
-        return sum(entry.layer.macs for entry in self.costs) or 1
-
 
 def _record(draft: Draft, cell: Cell, patient: Patient, *, own: bool) -> Repair:
     """Describe what was done; `own` tells that the artifact itself was judged, and not the graph that it is built from."""
-    macs = sum(entry.layer.macs for entry in patient.costs) or 1
+    macs = _macs(patient.costs)
     error = sum(float(entry.errors.mean()) for entry in patient.costs) or 1.0
     by_node = {entry.layer.node: entry for entry in patient.costs}
     returned = [by_node[node] for node in patient.returned]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import drift_table, photographs, precisions
+from benchmarks import drift_table, pages, photographs, precisions
 from benchmarks.drift_table import BOUNDS, Bounds, Row
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,7 +110,7 @@ def test_the_page_is_written_and_a_missed_bound_is_told(
 ) -> None:
     rows = [row(METRICS), row({**METRICS, "agreement": agreement})]
     text = drift_table.document("Title", "command", ["About."], rows)
-    assert drift_table.publish(text, tmp_path / "page.md", rows) == code
+    assert pages.publish(text, tmp_path / "page.md", rows) == code
     assert (tmp_path / "page.md").read_text(encoding="utf-8") + "\n" == capsys.readouterr().out
     assert f"{int(code != 0)} of 2 rows miss one" in text
     assert text.count("| tiny-mobilenetv3 | int8 |") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,21 @@ def gathered(images: list[list[float]]) -> Collector:
     for image in images:
         collector.add(seen(np.array(image, np.float32)))
     return collector
+
+
+def head(tensors: object, unbounded: object) -> NDArray[np.uint8]:
+    told = {"version": 1, "graph": "", "images": "", "count": 1, "channels": [1]}
+    return np.frombuffer(json.dumps({**told, "tensors": tensors, "unbounded": unbounded}).encode(), np.uint8)
+
+
+def test_a_table_that_says_nothing_of_infinity_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    RangeTable("g", "i", 1, {"t": gathered([[1.0]]).range()}, ("s",)).save(path)
+    arrays = load_tensors(path)
+    told = json.loads(arrays["head"].tobytes())
+    del told["unbounded"]
+    save_tensors(path, {**arrays, "head": np.frombuffer(json.dumps(told).encode(), np.uint8)})
+    assert RangeTable.load(path).unbounded == ()
 
 
 def test_a_tensor_that_holds_nan_is_refused_by_name() -> None:
@@ -107,6 +123,12 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
             np.frombuffer(b'{"version":1,"graph":"","images":"","count":1,"tensors":["t"],"channels":["x"]}', np.uint8),
             "are no numbers",
         ),
+        *(
+            ("head", head(tensors=["t"], unbounded=unbounded), "names no tensors, graph and images")
+            for unbounded in ("s", {"s": 1}, ["t"], ["s", "s"], [1], [["s"]])
+        ),
+        ("head", head(tensors="t", unbounded=[]), "names no tensors, graph and images"),
+        ("head", head(tensors=["t"], unbounded=None), "no range table"),
     ],
 )
 def test_a_table_whose_parts_do_not_fit_is_refused(
